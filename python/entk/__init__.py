@@ -1,0 +1,1 @@
+"""Exact empirical neural tangent kernels in bounded memory."""

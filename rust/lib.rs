@@ -1,0 +1,4 @@
+//! Empirical neural tangent kernels in bounded memory.
+
+#[cfg(feature = "python")]
+mod py;
