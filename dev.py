@@ -90,7 +90,7 @@ def environment() -> dict[str, str]:
     env["PATH"] = os.pathsep.join(path)
     env["VIRTUAL_ENV"] = str(VENV)
     env["PYO3_PYTHON"] = str(venv_python())
-    env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    env["PIP_DISABLE_PIP_VERSION_CHECK"] = env["PIP_QUIET"] = "1"
     env.pop("PYTHONHOME", None)
     return env
 
@@ -183,7 +183,7 @@ def install(command: str) -> None:
     if stamped(name, value):
         return
     print(f"dev.py: installing {len(wanted)} requirements ({', '.join(EXTRAS[command])})")
-    pip = [str(venv_python()), "-m", "pip", "install", "--quiet"]
+    pip = [str(venv_python()), "-m", "pip", "install"]
     need([*pip, *wanted], "pip could not install the requirements; its own words are above.")
     write_stamp(name, value)
 
