@@ -239,6 +239,9 @@ class Outer(_Leaf):
         cots_at = (0, *rows, *(a + 1 for a in at[1:]))
         return (_spread(acts, at, ACTS), _spread(cots, cots_at, COTS))
 
+    def _summary(self) -> str:
+        return super()._summary() + (", transposed" if self.transposed else "")
+
     def _rebuild(self, change: Callable[[Part], object]) -> Outer:
         acts, cots = self._parts
         return Outer(change(acts), change(cots), transposed=self.transposed)
@@ -386,10 +389,14 @@ class Tied(_Leaf):
                     raise InputError(f"{where} use {number} has {b:,} {name}, use 0 has {a:,}")
         heights = {use._table[0] for use in self._uses} - {None}
         if len(heights) > 1:
-            raise InputError(f"{where} uses have tables of {sorted(map(int, heights))} rows")  # type: ignore[arg-type]
+            heights_text = " and ".join(map(str, heights))
+            raise InputError(f"{where} uses have tables of {heights_text} rows; expected one table")
         blocks = {use._acts.shape[1] if isinstance(use, Outer) else 1 for use in self._uses}
         if len(blocks) > 1:
             raise InputError(f"{where} uses have {sorted(blocks)} blocks; one table has one number")
+
+    def _summary(self) -> str:
+        return " + ".join(map(repr, self._uses))
 
     def _rebuild(self, change: Callable[[Part], object]) -> Tied:
         return Tied([use._rebuild(change) for use in self._uses])
