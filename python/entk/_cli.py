@@ -11,6 +11,7 @@ import argparse
 import json
 import signal
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -236,7 +237,7 @@ def make_parser() -> argparse.ArgumentParser:
     import entk
 
     parser = argparse.ArgumentParser(prog="entk", description=entk.__doc__)
-    parser.add_argument("--version", action="version", version=f"entk {entk.__version__}")
+    parser.add_argument("--version", action="version", version=f"entk {metadata.version('entk')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, (function, add_arguments) in COMMANDS.items():
         says = (function.__doc__ or "").strip()
