@@ -107,6 +107,15 @@ def _rows(rows):
     return () if rows == 1 else (rows,)
 
 
+def arrays_of(leaf):
+    """Return the arrays a leaf exposes."""
+    if isinstance(leaf, entk.Tied):
+        return [a for use in leaf.uses for a in arrays_of(use)]
+    if isinstance(leaf, entk.Dense):
+        return [leaf.jac]
+    return [leaf.ids if isinstance(leaf, entk.Lookup) else leaf.acts, leaf.cots]
+
+
 # Input families: (rng, shape, dtype) -> float64 array; first axis examples, last features.
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from entk._arrays import Host, common_dtype
 from entk._errors import InputError
-from entk._leaves import ACTS, IDS, Part
 from entk._outputs import Outputs, resolve
+from entk._part import ACTS, IDS, Part
 
 if TYPE_CHECKING:
     from entk._factors import Factors

@@ -13,105 +13,14 @@ Shapes are looked at when a leaf gets its name in `entk.Factors`, so that messag
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
-
-import numpy as np
+from typing import TypeAlias
 
 from entk._arrays import AnyArray, Host, check_axes, host
 from entk._errors import DTypeError, InputError
-
-ACTS = "activations"
-COTS = "output gradients"
-JAC = "Jacobian"
-IDS = "ids"
+from entk._part import ACTS, COTS, IDS, JAC, BaseLeaf, Part, spread
 
 
-@dataclass(frozen=True)
-class Part:
-    """One array of a leaf.
-
-    Attributes
-    ----------
-    word : str
-        What messages call it: ``"activations"``.
-    host : Host
-        The view with every axis present.
-    axes : tuple of int
-        Which of these axes the array had as given.
-    """
-
-    word: str
-    host: Host
-    axes: tuple[int, ...]
-
-    def given(self) -> Host:
-        """Return the array with the axes it was given with."""
-        missing = tuple(a for a in range(self.host.array.ndim) if a not in self.axes)
-        return self.host.view(np.squeeze(self.host.array, axis=missing))
-
-    def index(self, full: Sequence[int]) -> tuple[int, ...]:
-        """Turn an index into the full view into one into the array as given."""
-        return tuple(int(full[a]) for a in self.axes)
-
-
-def _spread(array: Host, present: tuple[int, ...], word: str) -> Part:
-    """Insert axes of length 1 so that the axes given stand at `present`."""
-    missing = tuple(a for a in range(present[-1] + 1) if a not in present)
-    return Part(word, array.view(np.expand_dims(array.array, missing)), present)
-
-
-class _Leaf:
-    """What the kinds share: arrays as given, and their full views once they are checked."""
-
-    kind: ClassVar[str]
-    _views: tuple[Part, ...] | None
-
-    def _check(self, where: str) -> tuple[Part, ...]:
-        raise NotImplementedError
-
-    def _rebuild(self, change: Callable[[Part], object]) -> Leaf:
-        """Return a leaf of the same kind whose arrays are ``change(part)``."""
-        raise NotImplementedError
-
-    def _bind(self, where: str) -> None:
-        """Check the arrays, with messages that begin with `where`."""
-        if self._views is None:
-            self._views = self._check(where)
-
-    @property
-    def _parts(self) -> tuple[Part, ...]:
-        self._bind(f"{self.kind} leaf:")
-        assert self._views is not None
-        return self._views
-
-    @property
-    def _n(self) -> int:
-        return self._parts[0].host.shape[0]
-
-    @property
-    def _rows(self) -> int:
-        return self._parts[-1].host.shape[1]
-
-    @property
-    def _nbytes(self) -> int:
-        return sum(p.host.nbytes for p in self._parts)
-
-    @property
-    def _signature(self) -> tuple[object, ...]:
-        """What must agree for two leaves to meet in one kernel."""
-        raise NotImplementedError
-
-    def __repr__(self) -> str:
-        return f"{self.kind}({self._summary()})"
-
-    def _summary(self) -> str:
-        return ", ".join(
-            f"{p.word} {'x'.join(map(str, p.given().shape))} {p.host.dtype}" for p in self._parts
-        )
-
-
-class Dense(_Leaf):
+class Dense(BaseLeaf):
     """A leaf whose per-example Jacobian is kept as it is.
 
     The smallest form of biases, scales and positional parameters, and the form of everything
@@ -154,13 +63,13 @@ class Dense(_Leaf):
         what = f"{where} {JAC}"
         jac = host(self._given, what)
         check_axes(jac, (2, 3), "(N, P) or (N, R, P)", what)
-        return (_spread(jac, (0, 2) if jac.array.ndim == 2 else (0, 1, 2), JAC),)
+        return (spread(jac, (0, 2) if jac.array.ndim == 2 else (0, 1, 2), JAC),)
 
     def _rebuild(self, change: Callable[[Part], object]) -> Dense:
         return Dense(change(self._parts[0]))
 
 
-class Outer(_Leaf):
+class Outer(BaseLeaf):
     """A leaf used as a matrix: gradients are sums of outer products.
 
     Contributes ``sum_{g,t,t'} (acts[n,g,t] . acts[m,g,t']) (cots[n,r,g,t] . cots[m,s,g,t'])``, the
@@ -237,7 +146,7 @@ class Outer(_Leaf):
         at = {2: (0, 3), 3: (0, 2, 3), 4: (0, 1, 2, 3)}[axes]
         rows = (1,) if cots.array.ndim > axes else ()
         cots_at = (0, *rows, *(a + 1 for a in at[1:]))
-        return (_spread(acts, at, ACTS), _spread(cots, cots_at, COTS))
+        return (spread(acts, at, ACTS), spread(cots, cots_at, COTS))
 
     def _summary(self) -> str:
         return super()._summary() + (", transposed" if self.transposed else "")
@@ -247,7 +156,7 @@ class Outer(_Leaf):
         return Outer(change(acts), change(cots), transposed=self.transposed)
 
 
-class Lookup(_Leaf):
+class Lookup(BaseLeaf):
     """A leaf used as a table of rows: an embedding. Never expanded to the vocabulary.
 
     Contributes ``sum_{t,t'} [ids[n,t] == ids[m,t'] >= 0] (cots[n,r,t] . cots[m,s,t'])``.
@@ -314,16 +223,16 @@ class Lookup(_Leaf):
         _check_pair(ids, cots, ("samples", "positions")[:axes], where, IDS)
         at = {1: (0,), 2: (0, 1)}[axes]
         rows = (1,) if cots.array.ndim > axes + 1 else ()
-        full = _spread(cots, (0, *rows, *(a + 1 for a in at[1:]), 3), COTS)
-        spread_ids = ids.view(ids.array[:, None] if axes == 1 else ids.array)
-        return (Part(IDS, spread_ids, at), full)
+        full_cots = spread(cots, (0, *rows, *(a + 1 for a in at[1:]), 3), COTS)
+        full_ids = ids.view(ids.array[:, None] if axes == 1 else ids.array)
+        return (Part(IDS, full_ids, at), full_cots)
 
     def _rebuild(self, change: Callable[[Part], object]) -> Lookup:
         ids, cots = self._parts
         return Lookup(change(ids), change(cots))
 
 
-class Tied(_Leaf):
+class Tied(BaseLeaf):
     """A leaf with several uses of different kinds, such as a table that embeds and reads out.
 
     Contributes the sum over all pairs of uses, cross terms included: the gradient is the sum of

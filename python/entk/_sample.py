@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from entk._errors import InputError
-from entk._leaves import Leaf, Part
+from entk._leaves import Leaf
+from entk._part import Part
 
 Index: TypeAlias = slice | np.ndarray[Any, np.dtype[np.intp]]
 
@@ -29,11 +30,12 @@ def positions(index: slice | ArrayLike, n: int) -> Index:
         return np.empty(0, np.intp)
     if rows.dtype.kind not in "iu":
         raise InputError(f"index is {rows.dtype}; expected integers, booleans or a slice")
-    rows = np.atleast_1d(rows)
-    bad = (rows < -n) | (rows >= n)
-    if bad.any():
-        raise InputError(f"example {int(rows[bad][0]):,} is out of range for {n:,} examples")
-    return np.where(rows < 0, rows + rows.dtype.type(0) + n, rows).astype(np.intp)
+    low, high = int(rows.min()), int(rows.max())
+    if low < -n or high >= n:
+        bad = low if low < -n else high
+        raise InputError(f"example {bad:,} is out of range for {n:,} examples")
+    rows = np.atleast_1d(rows).astype(np.intp)
+    return np.where(rows < 0, rows + n, rows)
 
 
 def taken(leaf: Leaf, rows: Index) -> Leaf:

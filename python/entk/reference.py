@@ -209,8 +209,8 @@ def _row(side: Array | Ids, row: int, block: int) -> Array | Ids:
 def _row_gram(a: Array | Ids, b: Array | Ids) -> Array:
     """Return the inner products along the rows of a table, ``(N, T, M, T')``; ids are unit rows."""
     if a.ndim == 2 and b.ndim == 2:
-        same = (a[:, :, None, None] == b) & (a >= 0)[:, :, None, None]
-        return same.astype(np.float64)
+        same: Array = ((a[:, :, None, None] == b) & (a >= 0)[:, :, None, None]).astype(np.float64)
+        return same
     if a.ndim == 2:
         return _looked_up(b, a).transpose(2, 3, 0, 1)
     if b.ndim == 2:
