@@ -1,4 +1,4 @@
-"""What leaves must be to become `entk.Factors`: named, of one size, with rows that mean something."""
+"""What leaves must be to become `entk.Factors`: named, of one size, with rows of known meaning."""
 
 from __future__ import annotations
 

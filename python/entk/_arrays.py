@@ -73,8 +73,10 @@ class Host:
     def values(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return a float64 copy, exact but for integers beyond 2**53."""
         if self.dtype == "bfloat16":
-            wide = self.array.astype(np.uint32) << np.uint32(16)
-            return wide.view(np.float32).astype(np.float64)
+            wide = (self.array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            # A signalling NaN is as good as any other.
+            with np.errstate(invalid="ignore"):
+                return wide.astype(np.float64)
         return self.array.astype(np.float64)
 
     def native(self) -> AnyArray:
