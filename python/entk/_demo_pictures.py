@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 SUBSET = ("pNTK", "trace", "full eNTK")
+DARKEST = 0.01  # share of entries that may be drawn in the darkest colour
 
 
 def cosines(kernel: Array) -> Array:
@@ -30,21 +31,22 @@ def kernels(studies: list[Study], labels: Array) -> Figure:
     edges = np.searchsorted(labels[order], np.arange(11)) - 0.5
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     panels = figure.subplots(1, len(studies), squeeze=False)[0]
+    middle = (edges[1:] + edges[:-1]) / 2
     for axes, study in zip(panels, studies, strict=True):
         shown = cosines(study.kernels["pNTK, all images"])[np.ix_(order, order)]
-        image = axes.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="antialiased")
+        low = float(np.quantile(shown, DARKEST))
+        image = axes.imshow(shown, cmap="viridis", vmin=low, vmax=1, interpolation="antialiased")
         for edge in edges[1:-1]:
-            axes.axhline(edge, color="black", linewidth=0.3)
-            axes.axvline(edge, color="black", linewidth=0.3)
-        middle = (edges[1:] + edges[:-1]) / 2
+            axes.axhline(edge, color="white", linewidth=0.4)
+            axes.axvline(edge, color="white", linewidth=0.4)
         axes.set_xticks(middle, range(10))
         axes.set_yticks(middle, range(10))
         axes.tick_params(length=0)
         axes.set_title(f"{study.name} after training")
         axes.set_xlabel("digit")
+        bar = figure.colorbar(image, ax=axes, shrink=0.85)
     panels[0].set_ylabel("digit")
-    bar = figure.colorbar(image, ax=list(panels), shrink=0.85)
-    bar.set_label("cosine of the two gradients")
+    bar.set_label("cosine of the two images' gradients")
     figure.suptitle(f"pNTK of {len(labels):,} images, sorted by class")
     return figure
 
@@ -61,12 +63,13 @@ def spectra(studies: list[Study]) -> Figure:
             scale = np.trace(kernel, dtype=np.float64) / len(kernel)
             values = np.sort(np.asarray(linalg.eigvalsh(kernel)))[::-1] / scale
             shown = np.where(values > 0, values, np.nan)
-            axes.plot(np.arange(1, len(shown) + 1), shown, label=f"{name}, {len(shown):,} rows")
+            share = np.arange(1, len(shown) + 1) / len(shown)
+            axes.plot(share, shown, marker=".", label=f"{name}, {len(shown):,} rows")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.grid(visible=True, which="major", linewidth=0.3)
         axes.set_title(f"{study.name} after training")
-        axes.set_xlabel("index")
+        axes.set_xlabel("index / rows")
         axes.legend()
     panels[0].set_ylabel("eigenvalue / mean diagonal")
     figure.suptitle("Spectra of the subset's kernels")
