@@ -86,7 +86,8 @@ def regress(kernel: Array, cross: Array, labels: Array, held_out: Array) -> floa
 
     targets = np.eye(10)[labels] - 0.1
     model = KernelRidge(ridge=RIDGES * np.trace(kernel) / len(kernel)).fit(kernel, targets)
-    best = int(np.argmin(np.sum(np.asarray(model.loo_errors_).reshape(len(RIDGES), -1), axis=1)))
+    errors = np.square(np.asarray(model.loo_errors_).reshape(len(RIDGES), -1))
+    best = int(np.argmin(np.sum(errors, axis=1)))
     predicted = np.asarray(model.predict(cross))[best].reshape(len(held_out), 10)
     return float(np.mean(np.argmax(predicted, axis=1) == held_out))
 
