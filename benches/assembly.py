@@ -20,7 +20,7 @@ import record
 
 import entk
 from entk import _core
-from entk._bench import random_factors, useful_flops
+from entk._bench import random_factors, usable_cores, useful_flops
 
 WIDTHS = (16, 64, 256, 1024)
 SUM_OF_WIDTHS = 2048
@@ -123,7 +123,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--fast", action="store_true", help="N = 2,048, three rounds")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=entk.plan(random_factors(2, 2, 4)).threads)
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--record", action="store_true", help="keep the figures in records/")
     parser.add_argument("--plot", metavar="FILE")
     options = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,13 @@ def useful_flops(factors: Factors) -> int:
     return factors.n * (factors.n + 1) * widths
 
 
+def usable_cores() -> int:
+    """Count the cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def measure(
     n: int, width: int, sum_of_widths: int, threads: int | None
 ) -> tuple[dict[str, object], str]:
@@ -60,14 +68,14 @@ def measure(
 
     factors = random_factors(n, width, sum_of_widths)
     flops = useful_flops(factors)
-    workers = threads or entk.plan(factors).threads
+    workers = threads or usable_cores()
     out = np.empty((n, n), np.float32)
-    entk.assemble(factors, out=out, threads=threads)
+    entk.assemble(factors, out=out, threads=workers)
     seconds, fractions = [], []
     for _ in range(ROUNDS):
         peak = _core.fma_peak("float32", workers) * workers
         with Cost() as cost:
-            entk.assemble(factors, out=out, threads=threads)
+            entk.assemble(factors, out=out, threads=workers)
         seconds.append(cost.seconds)
         fractions.append(flops / cost.seconds / 1e9 / peak)
     median = statistics.median(seconds)
