@@ -12,6 +12,7 @@ positions are summed), because a correct chain loses far less than its guarantee
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -93,27 +94,30 @@ class Ratios:
     cancel: float
 
 
-def check(kernel, factors, *, other=None, outputs=None, accumulate=None, soft=None):
+def check(kernel, factors, *, other=None, outputs=None, accumulate=None, soft=None, exact=None):
     """Assert that `kernel` is within its bounds of the kernel of `factors`, and return how far.
 
-    The exact kernel is `entk.reference`'s, whose own float64 rounding is allowed for.
+    Without `exact` (an array of fractions) the exact kernel is `entk.reference`'s, whose own
+    float64 rounding is allowed for.
     """
     kernel = np.asarray(kernel)
     out = kernel.dtype.name
     acc = accumulate or out
     if soft is None:
         soft = SOFT_POSITIONS if has_positions(factors) else SOFT
-    exact = reference.assemble(factors, other, outputs)
+    near = reference.assemble(factors, other, outputs) if exact is None else exact
     gauge = scale(factors, other, outputs)
-    assert kernel.shape == exact.shape
+    assert kernel.shape == near.shape
     assert np.isfinite(kernel).all()
 
-    m = steps(factors, outputs)
+    one_side = outputs if other is None else _side(factors, other, outputs, 0)
+    m = steps(factors, one_side)
     stored = U[out] if U[out] > U[acc] else 0.0
     bound = gamma(m, U[acc]) + stored * (1 + gamma(m, U[acc]))
-    # NumPy's sums are one chain long at worst.
-    bound += gamma(steps(factors, outputs, kc=1 << 62), U["float64"])
-    error = np.abs(kernel.astype(np.float64) - exact)
+    if exact is None:
+        # NumPy's sums are one chain long at worst.
+        bound += gamma(steps(factors, one_side, kc=1 << 62), U["float64"])
+    error = _distance(kernel, near)
     error = np.maximum(error - underflow(factors, m, acc, out), 0.0)
     assert (error[gauge == 0] == 0).all(), "an entry without products is not exactly zero"
 
@@ -121,7 +125,15 @@ def check(kernel, factors, *, other=None, outputs=None, accumulate=None, soft=No
     hard, ratio = relative / bound, relative / max(U[acc], U[out])
     assert hard <= 1, f"error bound violated: {hard:.2f} x gamma_m (m = {m})"
     assert ratio <= soft, f"error of {ratio:.1f} u, more than {soft} u"
-    return Ratios(m, float(ratio), float(hard), _cancellation(exact, gauge))
+    return Ratios(m, float(ratio), float(hard), _cancellation(near.astype(np.float64), gauge))
+
+
+def _distance(kernel, exact):
+    """Return ``|kernel - exact|`` in float64; from fractions, rounded only then."""
+    if exact.dtype == object:
+        gaps = [abs(Fraction(float(k)) - e) for k, e in zip(kernel.flat, exact.flat, strict=True)]
+        return np.array([float(gap) for gap in gaps]).reshape(kernel.shape)
+    return np.abs(kernel.astype(np.float64) - exact)
 
 
 def scale(factors, other=None, outputs=None):
@@ -192,15 +204,16 @@ def rms_ratio(kernel, factors, u):
     return float(np.sqrt(np.mean((error[used] / (u * gauge[used])) ** 2))) if used.any() else 0.0
 
 
-def eigenvalue_floor(kernel, factors, *, accumulate=None):
+def eigenvalue_floor(kernel, factors, *, unit):
     """Return how far below zero an eigenvalue of `kernel` may lie by rounding.
 
     ``6 * 2 rho_rms u sqrt(N) mean(diag)``: the spectral norm of a random symmetric error matrix,
-    times 6 because the errors of a chain are correlated; plus what a float64 solver adds.
+    times 6 because the errors of a chain are correlated; plus what a float64 solver adds. `unit` is
+    the type whose rounding dominates.
     """
     kernel = np.asarray(kernel, np.float64)
     n = len(kernel)
-    u = U[accumulate or "float32"]
+    u = U[unit]
     mean = np.mean(np.diag(kernel))
     assembly = FLOOR_FACTOR * 2 * rms_ratio(kernel, factors, u) * u * np.sqrt(n) * mean
     # LAPACK's eigenvalues are those of a matrix within a small multiple of u |K|.
@@ -226,3 +239,71 @@ def assert_close_in_float64(a, b, terms=1):
     limit = 2 * SOFT_POSITIONS * max(terms, 1) * U["float64"] * largest
     error = np.abs(a - b).max(initial=0.0)
     assert error <= limit, f"they differ by {error}, more than {limit}"
+
+
+# Solvers ------------------------------------------------------------------------------------------
+
+# LAPACK's own tests accept a scaled residual below this.
+LAPACK_RATIO = 30.0
+# A mean of many draws further than this many standard errors from its law is a bug, not luck.
+SIGMAS = 5.0
+# Relative accuracy asked of an ODE solver, and how far it may drift from it over a run.
+ODE_RTOL = 1e-10
+ODE_DRIFT = 1e3
+# Laws that hold in the mean over seeds: slopes of log-log lines, and constants in front of them.
+SLOPE = 0.12
+LAW = 0.2
+
+
+def norm1(a):
+    """Return the largest sum of absolute values of a column."""
+    return float(np.abs(a).sum(axis=0).max(initial=0.0))
+
+
+def lapack_cholesky(kernel, lower):
+    """Return LAPACK's ratio ``|K - L L^T|_1 / (n |K|_1 u)``."""
+    n = max(len(kernel), 1)
+    scale = norm1(kernel) or 1.0
+    # Scaled first: near overflow the products of norms would not be finite.
+    root = lower / np.sqrt(scale)
+    return norm1(kernel / scale - root @ root.T) / (n * U["float64"])
+
+
+def lapack_solve(kernel, x, b):
+    """Return LAPACK's ratio ``|b - K x|_1 / (|K|_1 |x|_1 u)``."""
+    scale = norm1(kernel) * norm1(np.atleast_2d(x.T).T) or 1.0
+    return norm1(np.atleast_2d((b - kernel @ x).T).T) / (scale * U["float64"])
+
+
+def lapack_eigen(kernel, values, vectors):
+    """Return LAPACK's ratios of the residual and of orthogonality."""
+    n = max(len(kernel), 1)
+    scale = norm1(kernel) or 1.0
+    residual = norm1(kernel @ vectors - vectors * values) / (scale * n * U["float64"])
+    gram = vectors.T @ vectors - np.eye(vectors.shape[1])
+    return residual, norm1(gram) / (n * U["float64"])
+
+
+def solver_rtol(kernel, ridge=0.0):
+    """Return the relative error that two backward stable solutions may differ by."""
+    n = max(len(kernel), 1)
+    kappa = np.linalg.cond(kernel + ridge * np.eye(len(kernel))) if len(kernel) else 1.0
+    return 2 * LAPACK_RATIO * n * U["float64"] * float(kappa)
+
+
+def assert_same_solution(got, want, kernel, ridge=0.0):
+    """Assert that two solutions of one system agree as far as its condition allows."""
+    want = np.asarray(want, np.float64)
+    scale = np.abs(want).max(initial=0.0) or 1.0
+    assert np.shape(got) == want.shape
+    error = np.abs(got - want).max(initial=0.0) / scale
+    assert error <= solver_rtol(kernel, ridge), f"{error:.1e} > {solver_rtol(kernel, ridge):.1e}"
+
+
+def assert_rounding(got, want, terms, u=U["float64"]):
+    """Assert that two sums of `terms` terms agree relative to their largest entry."""
+    want = np.asarray(want, np.float64)
+    scale = np.abs(want).max(initial=0.0) or 1.0
+    error = np.abs(np.asarray(got, np.float64) - want).max(initial=0.0) / scale
+    assert np.shape(got) == want.shape
+    assert error <= LAPACK_RATIO * max(terms, 1) * u, f"relative error {error:.1e}"

@@ -1,0 +1,69 @@
+"""What fits: this LAPACK's integers, and the memory a solver may use."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from entk._dense import memory_limit
+from entk._errors import MemoryLimitError, SizeError
+
+INT32: Final = 2**31 - 1
+
+# Elements of workspace as LAPACK's own documentation states them; n rows.
+WORKSPACE: Final = {
+    "eigh of ?syevd": lambda n: 1 + 6 * n + 2 * n * n,
+    "eigh of ?syevr": lambda n: 26 * n,
+    "cholesky": lambda n: n,
+    "lanczos": lambda n: n,
+}
+
+
+def check_lapack(routine: str, n: int, *, columns: int = 1, integers: int = INT32) -> None:
+    """Refuse a problem whose workspace overflows the integers of the linked LAPACK.
+
+    SciPy's LAPACK counts in 32 bits. ``?syevd`` needs ``2 n^2 + 6 n + 1`` elements, too many from
+    n = 32,767 on, and fails there with wrong or no results; so entk calls ``?syevr``, whose
+    workspace is ``26 n``. Matrix entries themselves are addressed in 64 bits.
+
+    Raises
+    ------
+    SizeError
+        Naming the workspace.
+    """
+    elements = WORKSPACE[routine](n) * columns
+    if elements > integers or n > integers:
+        raise SizeError(
+            f"{routine.split()[0]} workspace of {elements:,} elements exceeds this LAPACK's "
+            f"{1 + int(math.log2(integers + 1))}-bit integers; use entk.linalg.eigsh for some "
+            "eigenvalues or entk.lowrank for a low-rank factor"
+        )
+
+
+def human(size: float) -> str:
+    """Write a number of bytes as KiB, MiB or GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def fits(size: int, memory: int | str | None) -> bool:
+    """Whether `size` bytes fit the limit."""
+    return size <= memory_limit(memory)
+
+
+def require(size: int, memory: int | str | None, what: str, advice: str) -> None:
+    """Refuse work that does not fit.
+
+    Raises
+    ------
+    MemoryLimitError
+        Naming what is needed, the limit, and what to do.
+    """
+    limit = memory_limit(memory)
+    if size > limit:
+        raise MemoryLimitError(
+            f"{what} needs {human(size)} ({size} bytes), limit {human(limit)}; {advice}"
+        )

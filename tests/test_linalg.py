@@ -1,0 +1,225 @@
+"""`entk.linalg` against LAPACK's own ratios, NumPy, and itself through every kind of kernel."""
+
+import numpy as np
+import pytest
+
+from bounds import (
+    LAPACK_RATIO,
+    SIGMAS,
+    assert_rounding,
+    assert_same_solution,
+    lapack_cholesky,
+    lapack_eigen,
+    lapack_solve,
+    solver_rtol,
+)
+from entk import linalg, lowrank
+from entk._errors import InternalError, MemoryLimitError, SizeError
+from entk.linalg import _cholesky, _eigen, _limits, _tiled
+from kernels import LAPACK_TYPES, Operator, Stored, gram, lapack_type, smooth, with_spectrum
+
+SIZES = [0, 1, 2, 3, 5, 10, 50, 257]
+
+
+@pytest.mark.parametrize("kind", LAPACK_TYPES)
+@pytest.mark.parametrize("n", SIZES)
+def test_cholesky_solve_and_eigen_meet_the_lapack_ratios(rng, kind, n):
+    kernel = lapack_type(rng, kind, n)
+    lower = linalg.cholesky(kernel)
+    assert lapack_cholesky(kernel, lower) < LAPACK_RATIO
+    np.testing.assert_array_equal(lower, np.tril(lower))
+
+    b = rng.standard_normal((n, 2))
+    assert lapack_solve(kernel, linalg.solve(kernel, b), b) < LAPACK_RATIO
+
+    if n:
+        residual, orthogonality = lapack_eigen(kernel, *linalg.eigsh(kernel, n)[:2])
+        assert residual < LAPACK_RATIO
+        assert orthogonality < LAPACK_RATIO
+
+
+@pytest.mark.parametrize("block", [1, 3, 20, 64])
+@pytest.mark.parametrize("n", [1, 2, 65])
+def test_the_factor_by_tiles_meets_the_lapack_ratio_for_any_tile(rng, monkeypatch, n, block):
+    kernel = gram(rng, n)
+    monkeypatch.setattr(_tiled, "side", lambda n, memory: block)
+    out = np.empty((n, n), order="F")
+    assert linalg.cholesky(Stored(kernel), ridge=0.5, out=out) is out
+    assert lapack_cholesky(kernel + 0.5 * np.eye(n), out) < LAPACK_RATIO
+
+
+def test_the_factor_goes_to_a_file_within_its_memory(rng, tmp_path):
+    kernel = Stored(gram(rng, 400, dtype="float32"))
+    memory = 1_000_000  # the factor alone is 1,280,000 bytes
+    path = tmp_path / "L.npy"
+    lower = linalg.cholesky(kernel, ridge=1.0, out=path, memory=memory)
+    side = _tiled.side(400, memory)
+    assert 8 * (400 * side + 4 * side**2) <= memory
+    assert lapack_cholesky(kernel[:, :] + np.eye(400), np.asarray(lower)) < LAPACK_RATIO
+    assert [p.name for p in tmp_path.iterdir()] == ["L.npy"]
+    assert not lower.flags.writeable
+
+    b = rng.standard_normal(400)
+    assert_same_solution(linalg.factored_solve(lower, b), linalg.solve(kernel, b, 1.0),
+                         kernel[:, :], 1.0)  # fmt: skip
+
+
+def test_a_factorisation_that_fails_leaves_no_file(tmp_path):
+    with pytest.raises(np.linalg.LinAlgError):
+        linalg.cholesky(-np.eye(3) + 2.0, out=tmp_path / "L.npy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_factor_that_does_not_fit_memory_says_what_it_needs(rng):
+    with pytest.raises(MemoryLimitError, match=r'20000 bytes.*out="L.npy"'):
+        linalg.cholesky(gram(rng, 50), memory="10KB")
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, Stored, Operator, np.asfortranarray])
+def test_every_kind_of_kernel_gives_the_same_answers(rng, wrap):
+    kernel, b = gram(rng, 40), rng.standard_normal(40)
+    assert_rounding(linalg.cholesky(wrap(kernel)), linalg.cholesky(kernel), 40)
+    assert_same_solution(linalg.solve(wrap(kernel), b, 0.1), linalg.solve(kernel, b, 0.1), kernel)
+    assert_rounding(linalg.eigvalsh(wrap(kernel)), np.linalg.eigvalsh(kernel), 40)
+    assert_rounding(linalg.eigsh(wrap(kernel), 3).values, np.linalg.eigvalsh(kernel)[-3:], 40)
+    assert_rounding(linalg.logdet(wrap(kernel), 0.1), linalg.logdet(kernel, 0.1), 40)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64", ">f8"])
+def test_solvers_work_in_float64_whatever_the_kernel_is_stored_in(rng, dtype):
+    kernel = (gram(rng, 20) * 64).round().astype(dtype)
+    kernel = (kernel + kernel.T) / 2 + 64 * np.eye(20)
+    exact = kernel.astype(np.float64)
+    assert linalg.cholesky(kernel).dtype == np.float64
+    assert lapack_cholesky(exact, linalg.cholesky(kernel)) < LAPACK_RATIO
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3, "vector"])
+def test_logdet_and_solve_agree_with_numpy(rng, ridge):
+    kernel = gram(rng, 60)
+    ridge = rng.uniform(0.1, 1.0, 60) if ridge == "vector" else ridge
+    regular = kernel + np.diag(np.broadcast_to(ridge, 60))
+    assert_rounding(linalg.logdet(kernel, ridge), np.linalg.slogdet(regular)[1], 60**2)
+    b = rng.standard_normal((60, 3))
+    assert_same_solution(linalg.solve(kernel, b, ridge), np.linalg.solve(regular, b), regular)
+
+
+def test_logdet_states_the_error_that_the_noise_floor_allows(rng):
+    exact = with_spectrum(rng, np.geomspace(1e-8, 1.0, 100))
+    stored = exact.astype(np.float32)
+    with pytest.warns(linalg.PrecisionWarning, match=r"noise floor .* exceeds pivot"):
+        assert linalg.logdet(stored).error == float("inf")
+    got = linalg.logdet(stored, ridge=0.1)
+    assert abs(got - linalg.logdet(exact, ridge=0.1)) <= got.error
+    assert got.error < abs(got)
+
+
+@pytest.mark.parametrize("which", ["LM", "LA", "SM", "SA"])
+def test_eigsh_picks_the_end_that_was_asked(rng, which):
+    values = np.array([-3.0, -0.5, 0.1, 1.0, 2.0])
+    want = {"LM": [-3, 2], "LA": [1, 2], "SM": [-0.5, 0.1], "SA": [-3, -0.5]}[which]
+    got = linalg.eigsh(with_spectrum(rng, values), 2, which)
+    assert_rounding(got.values, want, 5)
+
+
+def test_lanczos_finds_the_top_of_a_kernel_too_large_for_lapack(rng, monkeypatch):
+    monkeypatch.setattr(_eigen, "DENSE_ROWS", 100)
+    kernel = gram(rng, 300, d=20) + 0.01 * np.eye(300)
+    op = Operator(kernel)
+    got = linalg.eigsh(op, 3, "LA")
+    assert op.entries == 0
+    assert_rounding(got.values, np.linalg.eigvalsh(kernel)[-3:], 300)
+    residual, orthogonality = lapack_eigen(kernel, got.values, got.vectors)
+    assert max(residual, orthogonality) < LAPACK_RATIO
+
+
+def test_syevd_is_refused_where_its_workspace_overflows_and_syevr_is_not():
+    _limits.check_lapack("eigh of ?syevd", 32_766)
+    with pytest.raises(SizeError, match=r"eigh workspace of 2,147,549,181 elements exceeds"):
+        _limits.check_lapack("eigh of ?syevd", 32_767)
+    _limits.check_lapack("eigh of ?syevr", 1_000_000)
+    _limits.check_lapack("eigh of ?syevd", 1_000_000, integers=2**63 - 1)
+
+
+def test_condition_number_agrees_with_numpy_and_says_when_it_is_rounding(rng):
+    kernel = gram(rng, 30)
+    got = linalg.condition_number(kernel)
+    assert abs(got / np.linalg.cond(kernel) - 1) <= solver_rtol(kernel)
+    assert got.error < got
+    assert linalg.condition_number(smooth(60)).error == float("inf")
+
+
+@pytest.mark.parametrize("columns", [None, 4])
+def test_cg_solves_all_columns_at_once(rng, columns):
+    kernel = gram(rng, 80)
+    b = rng.standard_normal(80 if columns is None else (80, columns))
+    op = Operator(kernel)
+    got = linalg.cg(op, b, ridge=0.1, tol=1e-12)
+    regular = kernel + 0.1 * np.eye(80)
+    assert got.x.shape == b.shape
+    assert got.residual <= 1e-12
+    assert op.products <= got.iterations + 2
+    assert np.linalg.norm(regular @ got.x - b) <= 1e-12 * np.linalg.norm(b) * np.sqrt(columns or 1)
+
+
+def test_a_low_rank_preconditioner_cuts_the_iterations(rng):
+    values = np.concatenate([np.geomspace(1e-3, 1.0, 280), np.geomspace(10, 1e4, 20)])
+    kernel, b = with_spectrum(rng, values), rng.standard_normal(300)
+    plain = linalg.cg(kernel, b, ridge=0.5, tol=1e-8)
+    factor = lowrank.rpcholesky(kernel, 60, seed=0)
+    fast = linalg.cg(kernel, b, ridge=0.5, tol=1e-8, preconditioner=factor)
+    assert fast.iterations < plain.iterations / 2
+    assert_same_solution(fast.x, plain.x, kernel, 1e8 * 2.0**-53)
+
+
+def test_cg_of_a_zero_right_hand_side_is_zero(rng):
+    got = linalg.cg(gram(rng, 5), np.zeros(5), 1.0)
+    assert got.iterations == 0
+    assert not got.x.any()
+
+
+def test_slq_agrees_with_the_exact_logdet_within_its_error_bar(rng):
+    kernel = gram(rng, 150)
+    got = linalg.slq_logdet(Operator(kernel), ridge=0.5, seed=1)
+    assert abs(got.value - linalg.logdet(kernel, 0.5)) <= SIGMAS * got.stderr
+    assert 0 < got.stderr < abs(got.value)
+
+
+def test_no_samples_give_empty_answers():
+    empty = np.empty((0, 0))
+    assert linalg.cholesky(empty).shape == (0, 0)
+    assert linalg.eigvalsh(empty).shape == (0,)
+    assert linalg.solve(empty, np.empty(0)).shape == (0,)
+    assert linalg.logdet(empty) == 0.0
+
+
+def test_no_samples_give_an_empty_file(tmp_path):
+    assert linalg.cholesky(np.empty((0, 0)), out=tmp_path / "L.npy").shape == (0, 0)
+    assert np.load(tmp_path / "L.npy").shape == (0, 0)
+
+
+def corrupt_tail(lower):
+    lower[len(lower) // 2 :, 3] *= 1.001
+
+
+def corrupt_entry(lower):
+    lower[-1, 0] += 1e-3
+
+
+def corrupt_tile(lower):
+    lower[20:30, 5:10] = 0.0
+
+
+@pytest.mark.parametrize("damage", [corrupt_tail, corrupt_entry, corrupt_tile])
+def test_a_blas_that_returns_a_wrong_factor_is_found_out(rng, monkeypatch, damage):
+    kernel = gram(rng, 50)
+    honest = _cholesky._in_place
+
+    def faulty(matrix, ridge, out):
+        lower = honest(matrix, ridge, out)
+        damage(lower)
+        return lower
+
+    monkeypatch.setattr(_cholesky, "_in_place", faulty)
+    with pytest.raises(InternalError, match="does not reproduce the kernel"):
+        linalg.cholesky(kernel)
