@@ -1,0 +1,465 @@
+//! A kernel as one `.npy` file, readable by `np.load(mmap_mode="r")`.
+//!
+//! ```text
+//! K.npy.partial               the matrix, reserved on the disk at the start, filled by pwrite
+//! K.npy.partial.entk/         manifest.json and tiles.log
+//! K.npy, K.npy.entk/          the same when finished
+//! ```
+//! Order of a commit: the tiles, `fdatasync`, their log records, `fdatasync`. So a recorded tile is
+//! always on the disk, and anything else is computed again. The rename of the matrix is the step
+//! that finishes the store; if the machine stops between it and the rename of the directory
+//! beside it, [`tidy`] does the second one later.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::fault::{Fault, Result};
+use super::grid::{Grid, Unit};
+use super::header;
+use super::kill;
+use super::log::{Listing, Log};
+use super::sink::{
+    Paths, Reader, Sink, expect_length, mirrored, nans, sidecar, stored_rows, with_suffix,
+};
+use super::vfs::{How, Kind, Vfs, parent, read_exact, replace, sync, sync_dir, write_all};
+
+/// Manifest of a `.npy`, in the directory beside it.
+pub const MANIFEST: &str = "manifest.json";
+/// Log of a `.npy`, in the directory beside it.
+pub const LOG: &str = "tiles.log";
+
+/// An unfinished `.npy`.
+#[derive(Debug)]
+pub struct NpySink<V: Vfs> {
+    vfs: V,
+    paths: Paths,
+    grid: Grid,
+    data: V::File,
+    start: u64,
+    log: Log<V>,
+    pending: Vec<(usize, u32)>,
+    safe: usize,
+    reserved: bool,
+}
+
+impl<V: Vfs> NpySink<V> {
+    /// Joins the unfinished store of `paths`, or makes one. The manifest of an existing one is not
+    /// touched: compare it before and after.
+    ///
+    /// # Errors
+    /// [`Fault::Space`] if the matrix does not fit; then nothing is left behind.
+    pub fn begin(vfs: V, paths: Paths, grid: Grid, manifest: &[u8]) -> Result<Self> {
+        let side = sidecar(&paths.partial);
+        let fresh = make_side(&vfs, &side, manifest)?;
+        let log = Log::open(&vfs, &side.join(LOG), How::Edit)?;
+        let found = log.locked(&vfs, || {
+            let found = log.read(&vfs, grid.units())?;
+            log.cut(&vfs, &found)?;
+            Ok(found)
+        })?;
+        match open_data(&vfs, &paths.partial, &grid, found.records == 0) {
+            Ok((data, start, reserved)) => {
+                let safe = count(&found);
+                let sink =
+                    Self { vfs, paths, grid, data, start, log, pending: vec![], safe, reserved };
+                sink.settle(&found)?;
+                Ok(sink)
+            }
+            Err(fault) => {
+                if fresh {
+                    let _ = vfs.remove(&paths.partial);
+                    let _ = vfs.remove_tree(&side);
+                }
+                let free = vfs.free(parent(&paths.target)).ok();
+                Err(fault.with_progress(count(&found), grid.units(), grid.bytes(), free))
+            }
+        }
+    }
+
+    /// Whether the file system reserved the whole file, so that it cannot run full later.
+    pub fn reserved(&self) -> bool {
+        self.reserved
+    }
+
+    /// A tile recorded with two checksums counts only if its bytes match the last one.
+    fn settle(&self, found: &Listing) -> Result<()> {
+        for (index, sums) in &found.disputed {
+            let got = unit_sum(&self.vfs, &self.data, &self.paths.partial, self.start, &self.grid, *index)?;
+            if sums.last() != Some(&got) {
+                return Err(disputed(&self.paths.partial, &self.grid.unit(*index), sums, got));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a unit and its other half; returns the checksum of the unit's bytes.
+    fn write_unit(&self, unit: &Unit, bytes: &[u8]) -> Result<u32> {
+        let (rows, cols, item) = (unit.rows.len(), unit.cols.len(), self.grid.item());
+        let mut sum = 0;
+        for (plane, tile) in bytes.chunks_exact(rows * cols * item).enumerate() {
+            stored_rows(&self.grid, unit, tile, |first, rows| {
+                sum = crc32c::crc32c_append(sum, rows);
+                self.write_rows(plane, unit.rows.start + first, &unit.cols, rows)
+            })?;
+            if !self.grid.symmetric() || unit.i == unit.j {
+                continue;
+            }
+            let other = |first, strip: &[u8]| {
+                self.write_rows(plane, unit.cols.start + first, &unit.rows, strip)
+            };
+            if self.grid.mirrors() {
+                mirrored(tile, cols, item, other)?;
+            } else {
+                let row = nans(rows, item);
+                (0..cols).try_for_each(|line| other(line, &row))?;
+            }
+        }
+        Ok(sum)
+    }
+
+    fn write_rows(&self, plane: usize, row: usize, cols: &Range<usize>, tile: &[u8]) -> Result<()> {
+        let whole = cols.len() == self.grid.cols();
+        let length = if whole { tile.len() } else { cols.len() * self.grid.item() };
+        for (line, bytes) in tile.chunks_exact(length).enumerate() {
+            let at = place(&self.grid, self.start, plane, row + line, cols.start);
+            write_all(&self.vfs, &self.data, &self.paths.partial, bytes, at)?;
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, tiles: &[(usize, u32)]) -> Result<()> {
+        kill::point("after_pwrite");
+        sync(&self.vfs, &self.data, &self.paths.partial)?;
+        kill::point("after_fdatasync");
+        let status = self.vfs.status(&self.data);
+        let (_, links) = status.map_err(|error| Fault::io("fstat", &self.paths.partial, error))?;
+        if links == 0 {
+            let text = format!("{} was deleted during the run", self.paths.partial.display());
+            return Err(Fault::Incomplete(text));
+        }
+        self.log.append(&self.vfs, tiles)?;
+        self.vfs.forget(&self.data);
+        self.safe += tiles.len();
+        Ok(())
+    }
+
+    fn explained(&self, fault: Fault) -> Fault {
+        let total = self.grid.units();
+        let left = self.grid.bytes() / total.max(1) as u64 * (total - self.safe.min(total)) as u64;
+        let free = self.vfs.free(parent(&self.paths.target)).ok();
+        fault.with_progress(self.safe, total, left, free)
+    }
+
+    fn rename(&self, manifest: &[u8], over: bool) -> Result<()> {
+        let inode = |path: &Path| {
+            let stat = self.vfs.stat(path).map_err(|error| Fault::io("stat", path, error))?;
+            Ok(stat.map(|stat| stat.inode))
+        };
+        let status = self.vfs.status(&self.data);
+        let ours = status.map_err(|error| Fault::io("fstat", &self.paths.partial, error))?.0.inode;
+        if inode(&self.paths.target)? == Some(ours) {
+            return Ok(()); // another share was faster
+        }
+        let found = self.log.read(&self.vfs, self.grid.units())?;
+        let missing = found.sums.iter().filter(|sum| sum.is_none()).count();
+        if missing > 0 || inode(&self.paths.partial)? != Some(ours) {
+            let name = self.paths.partial.display();
+            return Err(Fault::Incomplete(format!("{name}: {missing} tiles are missing")));
+        }
+        if !over && inode(&self.paths.target)?.is_some() {
+            return Err(Fault::Exists { path: self.paths.target.clone() });
+        }
+        replace(&self.vfs, &sidecar(&self.paths.partial).join(MANIFEST), manifest)?;
+        kill::point("before_rename");
+        move_over(&self.vfs, &self.paths)?;
+        kill::point("after_rename");
+        tidy(&self.vfs, &self.paths)
+    }
+}
+
+impl<V: Vfs> Sink for NpySink<V> {
+    fn grid(&self) -> &Grid {
+        &self.grid
+    }
+
+    fn done(&mut self) -> Result<Vec<bool>> {
+        let found = self.log.read(&self.vfs, self.grid.units())?;
+        self.safe = count(&found);
+        Ok(found.sums.iter().map(Option::is_some).collect())
+    }
+
+    fn write(&mut self, index: usize, bytes: &[u8]) -> Result<()> {
+        expect_length(&self.grid, index, bytes)?;
+        let written = self.write_unit(&self.grid.unit(index), bytes);
+        let sum = written.map_err(|fault| self.explained(fault))?;
+        self.pending.push((index, sum));
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        // Taken before the sync: after a failed one Linux drops the dirty pages, and a second sync
+        // would succeed without them.
+        let tiles = std::mem::take(&mut self.pending);
+        if tiles.is_empty() {
+            return Ok(());
+        }
+        self.record(&tiles).map_err(|fault| self.explained(fault))
+    }
+
+    fn finish(&mut self, manifest: &[u8], replace: bool) -> Result<()> {
+        self.commit()?;
+        self.log.locked(&self.vfs, || self.rename(manifest, replace))
+    }
+}
+
+/// A `.npy` store, finished or not, for reading.
+#[derive(Debug)]
+pub struct NpyReader<V: Vfs> {
+    vfs: V,
+    path: PathBuf,
+    grid: Grid,
+    data: V::File,
+    start: u64,
+    sums: Vec<Option<u32>>,
+}
+
+impl<V: Vfs> NpyReader<V> {
+    /// Opens the matrix `path` with the log in the directory `side`.
+    ///
+    /// # Errors
+    /// [`Fault::Corrupt`] if the file is shorter or longer than its shape.
+    pub fn open(vfs: V, path: &Path, side: &Path, grid: Grid) -> Result<Self> {
+        let data = vfs.open(path, How::Read).map_err(|error| Fault::io("open", path, error))?;
+        let start = check_header(&vfs, &data, path, &grid)?;
+        let log = Log::open(&vfs, &side.join(LOG), How::Read)?;
+        let found = log.read(&vfs, grid.units())?;
+        Ok(Self { vfs, path: path.to_owned(), grid, data, start, sums: found.sums })
+    }
+
+    /// Entries of the upper half must be those of the lower half, bit for bit.
+    fn check_mirror(&self, index: usize, unit: &Unit) -> Result<()> {
+        let (rows, cols, item) = (unit.rows.len(), unit.cols.len(), self.grid.item());
+        let mut tile = vec![0; rows * cols * item];
+        for plane in 0..self.grid.planes() {
+            self.block(plane, index, unit.rows.clone(), unit.cols.clone(), &mut tile)?;
+            mirrored(&tile, cols, item, |first, strip| {
+                let mut stored = vec![0; strip.len()];
+                let top = unit.cols.start + first;
+                let lines = top..top + strip.len() / (rows * item);
+                self.load(plane, lines, unit.rows.clone(), &mut stored)?;
+                if stored == strip {
+                    return Ok(());
+                }
+                let text = format!(
+                    "tile ({}, {}): the upper half differs from the lower one; \
+                     run entk.repair(path) to recompute it",
+                    unit.j, unit.i
+                );
+                Err(Fault::Corrupt(text))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn load(&self, plane: usize, rows: Range<usize>, cols: Range<usize>, out: &mut [u8]) -> Result<()> {
+        let length = (cols.len() * self.grid.item()).max(1);
+        for (row, bytes) in rows.zip(out.chunks_exact_mut(length)) {
+            let at = place(&self.grid, self.start, plane, row, cols.start);
+            read_exact(&self.vfs, &self.data, &self.path, bytes, at)?;
+        }
+        Ok(())
+    }
+}
+
+impl<V: Vfs> Reader for NpyReader<V> {
+    fn grid(&self) -> &Grid {
+        &self.grid
+    }
+
+    fn done(&self) -> Result<Vec<bool>> {
+        Ok(self.sums.iter().map(Option::is_some).collect())
+    }
+
+    fn block(
+        &self,
+        plane: usize,
+        _index: usize,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        bytes: &mut [u8],
+    ) -> Result<()> {
+        self.load(plane, rows, cols, bytes)
+    }
+
+    fn check(&self, index: usize) -> Result<()> {
+        let unit = self.grid.unit(index);
+        let Some(want) = self.sums[index] else {
+            let text = format!("tile ({}, {}) is missing", unit.i, unit.j);
+            return Err(Fault::Incomplete(text));
+        };
+        let sum = || unit_sum(&self.vfs, &self.data, &self.path, self.start, &self.grid, index);
+        let mut got = sum()?;
+        for _ in 0..2 {
+            if got == want {
+                break;
+            }
+            self.vfs.forget(&self.data); // a network file system may serve bad bytes once
+            got = sum()?;
+        }
+        if got != want {
+            return Err(wrong_sum(&unit, got, want));
+        }
+        if self.grid.mirrors() && unit.i != unit.j { self.check_mirror(index, &unit) } else { Ok(()) }
+    }
+}
+
+/// The text of a tile whose bytes changed.
+pub(super) fn wrong_sum(unit: &Unit, got: u32, want: u32) -> Fault {
+    Fault::Corrupt(format!(
+        "tile ({}, {}): crc32c {got:#010x} != {want:#010x}; run entk.repair(path) to recompute it",
+        unit.i, unit.j
+    ))
+}
+
+/// Finishes what a stop between the two last renames left undone. Harmless at any other time.
+///
+/// # Errors
+/// The system's.
+pub fn tidy<V: Vfs>(vfs: &V, paths: &Paths) -> Result<()> {
+    let (from, to) = (sidecar(&paths.partial), sidecar(&paths.target));
+    let there = |path: &Path| vfs.stat(path).map_err(|error| Fault::io("stat", path, error));
+    if there(&from)?.is_none() || there(&paths.partial)?.is_some() {
+        return Ok(());
+    }
+    if there(&to)?.is_some() {
+        // The directory of the kernel that was just replaced.
+        vfs.remove_tree(&to).map_err(|error| Fault::io("unlink", &to, error))?;
+    }
+    vfs.rename(&from, &to).map_err(|error| Fault::io("rename", &to, error))?;
+    sync_dir(vfs, parent(&to))
+}
+
+fn move_over<V: Vfs>(vfs: &V, paths: &Paths) -> Result<()> {
+    vfs.rename(&paths.partial, &paths.target)
+        .map_err(|error| Fault::io("rename", &paths.target, error))?;
+    sync_dir(vfs, parent(&paths.target))
+}
+
+/// Makes the directory of manifest and log in one step. `false`: it was there.
+fn make_side<V: Vfs>(vfs: &V, side: &Path, manifest: &[u8]) -> Result<bool> {
+    match vfs.stat(side).map_err(|error| Fault::io("stat", side, error))? {
+        Some(stat) if stat.kind == Kind::Dir => return Ok(false),
+        Some(_) => {
+            let text = format!("{} is not a plain directory", side.display());
+            return Err(Fault::UnsafePath(text));
+        }
+        None => {}
+    }
+    let fresh = with_suffix(side, &format!(".{}.tmp", std::process::id()));
+    let _ = vfs.remove_tree(&fresh);
+    vfs.make_dir(&fresh).map_err(|error| Fault::io("mkdir", &fresh, error))?;
+    let made = fill_side(vfs, &fresh, manifest).and_then(|()| {
+        match vfs.rename(&fresh, side) {
+            Ok(()) => Ok(true),
+            // Another share of the job was faster.
+            Err(_) if matches!(vfs.stat(side), Ok(Some(_))) => Ok(false),
+            Err(error) => Err(Fault::io("rename", side, error)),
+        }
+    });
+    if !matches!(made, Ok(true)) {
+        let _ = vfs.remove_tree(&fresh);
+    }
+    sync_dir(vfs, parent(side))?;
+    made
+}
+
+fn fill_side<V: Vfs>(vfs: &V, side: &Path, manifest: &[u8]) -> Result<()> {
+    for (name, bytes) in [(MANIFEST, manifest), (LOG, &[][..])] {
+        let path = side.join(name);
+        let file = vfs.open(&path, How::New).map_err(|error| Fault::io("open", &path, error))?;
+        write_all(vfs, &file, &path, bytes, 0)?;
+        sync(vfs, &file, &path)?;
+    }
+    sync_dir(vfs, side)
+}
+
+/// Opens the matrix; if no tile is recorded yet, writes its header and reserves its bytes.
+fn open_data<V: Vfs>(vfs: &V, path: &Path, grid: &Grid, new: bool) -> Result<(V::File, u64, bool)> {
+    let how = if new { How::Make } else { How::Edit };
+    let data = vfs.open(path, how).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            Fault::Incomplete(format!("{} is missing, but its log lists tiles", path.display()))
+        }
+        _ => Fault::io("open", path, error),
+    })?;
+    if !new {
+        let start = check_header(vfs, &data, path, grid)?;
+        return Ok((data, start, true));
+    }
+    let text = header::write_npy(&grid.shape(), grid.item());
+    let length = text.len() as u64 + grid.bytes();
+    let reserved = vfs
+        .allocate(&data, length)
+        .map_err(|error| Fault::at("fallocate", path, None, error))?;
+    write_all(vfs, &data, path, &text, 0)?;
+    sync(vfs, &data, path)?;
+    sync_dir(vfs, parent(path))?;
+    let start = check_header(vfs, &data, path, grid)?;
+    Ok((data, start, reserved))
+}
+
+/// Compares header and length with the grid; returns where the data start.
+fn check_header<V: Vfs>(vfs: &V, data: &V::File, path: &Path, grid: &Grid) -> Result<u64> {
+    let want = header::write_npy(&grid.shape(), grid.item());
+    let status = vfs.status(data).map_err(|error| Fault::io("fstat", path, error))?;
+    let (length, promised) = (status.0.len, want.len() as u64 + grid.bytes());
+    if length != promised {
+        return Err(header::wrong_length(path, length, promised));
+    }
+    let mut got = vec![0; want.len()];
+    read_exact(vfs, data, path, &mut got, 0)?;
+    if got != want {
+        let text = format!("{}: the header is not that of its manifest", path.display());
+        return Err(Fault::Corrupt(text));
+    }
+    Ok(want.len() as u64)
+}
+
+fn place(grid: &Grid, start: u64, plane: usize, row: usize, col: usize) -> u64 {
+    start + (((plane * grid.rows() + row) * grid.cols() + col) * grid.item()) as u64
+}
+
+fn count(found: &Listing) -> usize {
+    found.sums.iter().filter(|sum| sum.is_some()).count()
+}
+
+/// The checksum of a unit as it is on the disk.
+fn unit_sum<V: Vfs>(
+    vfs: &V,
+    data: &V::File,
+    path: &Path,
+    start: u64,
+    grid: &Grid,
+    index: usize,
+) -> Result<u32> {
+    let unit = grid.unit(index);
+    let mut bytes = vec![0; unit.cols.len() * grid.item()];
+    let mut sum = 0;
+    for plane in 0..grid.planes() {
+        for row in unit.rows.clone() {
+            let at = place(grid, start, plane, row, unit.cols.start);
+            read_exact(vfs, data, path, &mut bytes, at)?;
+            sum = crc32c::crc32c_append(sum, &bytes);
+        }
+    }
+    Ok(sum)
+}
+
+fn disputed(path: &Path, unit: &Unit, sums: &[u32], got: u32) -> Fault {
+    Fault::Corrupt(format!(
+        "{}: tile ({}, {}) was recorded with checksums {sums:#x?}, its bytes have {got:#010x}",
+        path.display(),
+        unit.i,
+        unit.j
+    ))
+}

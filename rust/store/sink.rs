@@ -1,0 +1,203 @@
+//! What the two formats have in common, and the arithmetic of mirrored tiles.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::fault::{Fault, Result};
+use super::grid::{Grid, Unit};
+
+/// Mirrored rows that are held at a time while the other half is written.
+const STRIP: usize = 64;
+
+/// Where tiles go. One sink belongs to one process; several sinks may fill one store.
+pub trait Sink: Send {
+    /// How the kernel is cut.
+    fn grid(&self) -> &Grid;
+
+    /// Which units are safe, whoever wrote them: looks at the disk.
+    ///
+    /// # Errors
+    /// The system's, and [`Fault::Corrupt`].
+    fn done(&mut self) -> Result<Vec<bool>>;
+
+    /// Writes a unit's entries (planes, rows, columns in C order, little-endian). They are safe
+    /// only after the next [`Sink::commit`].
+    ///
+    /// # Errors
+    /// The system's.
+    fn write(&mut self, index: usize, bytes: &[u8]) -> Result<()>;
+
+    /// Makes the units written so far safe, and records them.
+    ///
+    /// # Errors
+    /// The system's; then none of them is recorded.
+    fn commit(&mut self) -> Result<()>;
+
+    /// Gives the finished store its name, in one step. `manifest` replaces the unfinished one.
+    ///
+    /// # Errors
+    /// [`Fault::Incomplete`] if a unit is missing, [`Fault::Exists`] if the name is taken and not
+    /// to be replaced.
+    fn finish(&mut self, manifest: &[u8], replace: bool) -> Result<()>;
+}
+
+/// Where tiles come from.
+pub trait Reader: Send + Sync {
+    /// How the kernel is cut.
+    fn grid(&self) -> &Grid;
+
+    /// Which units are there, without checking their bytes.
+    ///
+    /// # Errors
+    /// The system's.
+    fn done(&self) -> Result<Vec<bool>>;
+
+    /// Copies entries of one plane from the stored half, without checking them. The block must lie
+    /// inside one unit.
+    ///
+    /// # Errors
+    /// The system's, and [`Fault::Incomplete`] if the chunk is not there.
+    fn block(
+        &self,
+        plane: usize,
+        index: usize,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        bytes: &mut [u8],
+    ) -> Result<()>;
+
+    /// Compares a unit and its mirror image with the recorded checksums.
+    ///
+    /// # Errors
+    /// [`Fault::Corrupt`], [`Fault::Incomplete`].
+    fn check(&self, index: usize) -> Result<()>;
+}
+
+/// The names a store goes by.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// The finished store.
+    pub target: PathBuf,
+    /// The unfinished one.
+    pub partial: PathBuf,
+    /// The lock file of a running job.
+    pub lock: PathBuf,
+}
+
+impl Paths {
+    /// The names of the store `target`.
+    pub fn new(target: &Path) -> Self {
+        Self {
+            target: target.to_owned(),
+            partial: with_suffix(target, ".partial"),
+            lock: with_suffix(target, ".partial.lock"),
+        }
+    }
+}
+
+/// The directory with manifest and log of a `.npy`, finished or not.
+pub fn sidecar(path: &Path) -> PathBuf {
+    with_suffix(path, ".entk")
+}
+
+/// `K.npy` + `.partial`.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Refuses bytes of the wrong length: the caller's arithmetic is wrong, not the disk.
+pub(super) fn expect_length(grid: &Grid, index: usize, bytes: &[u8]) -> Result<()> {
+    let want = if index < grid.units() { grid.unit_bytes(&grid.unit(index)) } else { 0 };
+    if want == 0 || bytes.len() != want {
+        let text = format!("tile {index} holds {} bytes; it needs {want}", bytes.len());
+        return Err(Fault::Format(text));
+    }
+    Ok(())
+}
+
+/// Calls `take(first mirrored row, its bytes)` for strips of the transpose of a tile of `cols`
+/// columns. Never holds more than [`STRIP`] rows of it.
+pub(super) fn mirrored(
+    tile: &[u8],
+    cols: usize,
+    item: usize,
+    mut take: impl FnMut(usize, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let rows = tile.len() / (cols * item);
+    let mut strip = vec![0; STRIP.min(cols) * rows * item];
+    for first in (0..cols).step_by(STRIP) {
+        let count = STRIP.min(cols - first);
+        let out = &mut strip[..count * rows * item];
+        match item {
+            4 => transpose::<4>(tile, cols, first, count, out),
+            _ => transpose::<8>(tile, cols, first, count, out),
+        }
+        take(first, out)?;
+    }
+    Ok(())
+}
+
+/// `count` entries of NaN.
+pub(super) fn nans(count: usize, item: usize) -> Vec<u8> {
+    match item {
+        4 => f32::NAN.to_le_bytes().repeat(count),
+        _ => f64::NAN.to_le_bytes().repeat(count),
+    }
+}
+
+/// Calls `take(first row, bytes)` with a tile as it is stored: as it is, except that a kernel of
+/// which only the lower half is kept has NaN above the diagonal, inside its diagonal tiles too.
+pub(super) fn stored_rows(
+    grid: &Grid,
+    unit: &Unit,
+    tile: &[u8],
+    mut take: impl FnMut(usize, &[u8]) -> Result<()>,
+) -> Result<()> {
+    if !grid.symmetric() || grid.mirrors() || unit.i != unit.j {
+        return take(0, tile);
+    }
+    let (cols, item) = (unit.cols.len(), grid.item());
+    let blank = nans(cols, item);
+    for (row, bytes) in tile.chunks_exact(cols * item).enumerate() {
+        let kept = (row + 1) * item;
+        take(row, &[&bytes[..kept], &blank[kept..]].concat())?;
+    }
+    Ok(())
+}
+
+fn transpose<const W: usize>(tile: &[u8], cols: usize, first: usize, count: usize, out: &mut [u8]) {
+    let (tile, out) = (tile.as_chunks::<W>().0, out.as_chunks_mut::<W>().0);
+    let rows = tile.len() / cols;
+    for (row, entries) in tile.chunks_exact(cols).enumerate() {
+        for (line, entry) in entries[first..first + count].iter().enumerate() {
+            out[line * rows + row] = *entry;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strips_of_the_mirror_image_make_the_transpose() {
+        let (rows, cols) = (3, 150);
+        let tile: Vec<u8> = (0..rows * cols).flat_map(|k| (k as u32).to_le_bytes()).collect();
+        let mut image = Vec::new();
+        mirrored(&tile, cols, 4, |first, bytes| {
+            assert_eq!(first * rows * 4, image.len());
+            image.extend_from_slice(bytes);
+            Ok(())
+        })
+        .unwrap();
+        for col in 0..cols {
+            for row in 0..rows {
+                let at = (col * rows + row) * 4;
+                let want = ((row * cols + col) as u32).to_le_bytes();
+                assert_eq!(image[at..at + 4], want);
+            }
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Promises of both formats: power cuts, failing operations, damaged files.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::io::Errno;
+
+use super::fault::{Fault, Result};
+use super::faulty::{Failure, Faulty};
+use super::grid::{Grid, Triangle};
+use super::lock::Lock;
+use super::log::encode;
+use super::npy::{self, NpyReader, NpySink};
+use super::power::{Dice, Power};
+use super::sink::{Paths, Reader, Sink, sidecar};
+use super::vfs::{Disk, Vfs};
+use super::zarr::{ZarrReader, ZarrSink};
+
+const UNFINISHED: &[u8] = b"unfinished";
+const FINISHED: &[u8] = b"finished, and longer";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Format {
+    Npy,
+    Zarr,
+}
+
+/// Ten units of at most 4 x 4 entries, with a ragged edge.
+fn grid(triangle: Triangle) -> Grid {
+    Grid::new(&[14, 14], 4, 4, true, triangle).unwrap()
+}
+
+/// A symmetric matrix whose entries are all different in the lower half.
+fn entry(row: usize, col: usize) -> f32 {
+    let (row, col) = (row.max(col), row.min(col));
+    (row * 100 + col) as f32
+}
+
+fn tile(grid: &Grid, index: usize) -> Vec<u8> {
+    let unit = grid.unit(index);
+    let cols = unit.cols;
+    unit.rows
+        .flat_map(|row| cols.clone().map(move |col| (row, col)))
+        .flat_map(|(row, col)| entry(row, col).to_le_bytes())
+        .collect()
+}
+
+fn begin<V: Vfs + Clone + 'static>(
+    format: Format,
+    vfs: &V,
+    paths: &Paths,
+    grid: Grid,
+) -> Result<Box<dyn Sink>> {
+    Ok(match format {
+        Format::Npy => Box::new(NpySink::begin(vfs.clone(), paths.clone(), grid, UNFINISHED)?),
+        Format::Zarr => Box::new(ZarrSink::begin(vfs.clone(), paths.clone(), grid, UNFINISHED)?),
+    })
+}
+
+fn reader<V: Vfs + Clone + 'static>(
+    format: Format,
+    vfs: &V,
+    path: &Path,
+    grid: Grid,
+) -> Result<Box<dyn Reader>> {
+    Ok(match format {
+        Format::Npy => Box::new(NpyReader::open(vfs.clone(), path, &sidecar(path), grid)?),
+        Format::Zarr => Box::new(ZarrReader::open(vfs.clone(), path, grid)?),
+    })
+}
+
+/// What `assemble(out=path, resume=True)` does with a store.
+fn job<V: Vfs + Clone + 'static>(format: Format, vfs: &V, paths: &Paths, grid: Grid) -> Result<()> {
+    let there = vfs.stat(&paths.target).map_err(|error| Fault::io("stat", &paths.target, error))?;
+    if there.is_some() {
+        return if format == Format::Npy { npy::tidy(vfs, paths) } else { Ok(()) };
+    }
+    let mut sink = begin(format, vfs, paths, grid)?;
+    let missing: Vec<usize> = marks(&sink.done()?, false);
+    for pair in missing.chunks(2) {
+        for &index in pair {
+            sink.write(index, &tile(&grid, index))?;
+        }
+        sink.commit()?;
+    }
+    sink.finish(FINISHED, false)
+}
+
+fn marks(done: &[bool], wanted: bool) -> Vec<usize> {
+    (0..done.len()).filter(|&index| done[index] == wanted).collect()
+}
+
+/// Every entry of a finished store, through its reader, with all checksums.
+fn expect_whole<V: Vfs + Clone + 'static>(format: Format, vfs: &V, paths: &Paths, grid: Grid) {
+    let store = reader(format, vfs, &paths.target, grid).unwrap();
+    assert!(store.done().unwrap().iter().all(|&done| done));
+    for index in 0..grid.units() {
+        store.check(index).unwrap();
+        let unit = grid.unit(index);
+        let mut got = vec![0; grid.unit_bytes(&unit)];
+        store.block(0, index, unit.rows.clone(), unit.cols.clone(), &mut got).unwrap();
+        if unit.i != unit.j || grid.mirrors() {
+            assert_eq!(got, tile(&grid, index), "{format:?} tile {index}");
+        }
+    }
+}
+
+/// Cuts the power of a job at a random operation, again and again until it gets through.
+fn survive(format: Format, triangle: Triangle, seed: u64, longest: u64) {
+    let mut dice = Dice::new(seed);
+    let grid = grid(triangle);
+    let paths = Paths::new(Path::new("K"));
+    let mut disk = Power::new(dice.below(longest as usize) as u64);
+    let mut cuts = 0;
+    while job(format, &disk, &paths, grid).is_err() {
+        cuts += 1;
+        let steps = if cuts < 4 { dice.below(longest as usize) as u64 } else { u64::MAX };
+        disk = disk.reboot(&mut dice, u64::MAX);
+        if disk.stat(&paths.partial).unwrap().is_some()
+            && disk.stat(&sidecar(&paths.partial)).unwrap().is_some() | (format == Format::Zarr)
+        {
+            let mut sink = begin(format, &disk, &paths, grid).unwrap();
+            let done = sink.done().unwrap();
+            let store = reader(format, &disk, &paths.partial, grid).unwrap();
+            for index in marks(&done, true) {
+                store.check(index).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+            }
+        }
+        disk = disk.reboot(&mut dice, steps);
+    }
+    // The last cut may come right after the job: it must still be there.
+    let disk = disk.reboot(&mut dice, u64::MAX);
+    job(format, &disk, &paths, grid).unwrap();
+    expect_whole(format, &disk, &paths, grid);
+}
+
+fn operations(format: Format) -> u64 {
+    let disk = Power::new(u64::MAX);
+    job(format, &disk, &Paths::new(Path::new("K")), grid(Triangle::Full)).unwrap();
+    disk.steps()
+}
+
+#[test]
+fn ten_thousand_power_cuts_leave_no_wrong_tile() {
+    for format in [Format::Npy, Format::Zarr] {
+        let longest = operations(format) + 2;
+        for seed in 0..5000 {
+            let triangle = if seed % 3 == 0 { Triangle::Lower } else { Triangle::Full };
+            survive(format, triangle, seed, longest);
+        }
+    }
+}
+
+#[test]
+fn every_failing_operation_is_reported_or_harmless_and_can_be_resumed() {
+    let failures = [Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::ACCESS, Errno::MFILE]
+        .map(|errno| Failure::Errno(errno.raw_os_error()));
+    for format in [Format::Npy, Format::Zarr] {
+        for failure in failures.into_iter().chain([Failure::Short]) {
+            for lasting in [false, true] {
+                if lasting && failure == Failure::Short {
+                    continue; // a disk that never transfers anything but halves has no end
+                }
+                fail_everywhere(format, failure, lasting);
+            }
+        }
+    }
+}
+
+fn fail_everywhere(format: Format, failure: Failure, lasting: bool) {
+    let paths = Paths::new(Path::new("K"));
+    let grid = grid(Triangle::Full);
+    for first in 0.. {
+        let disk = Power::new(u64::MAX);
+        let faulty = Faulty::failing(disk.clone(), first, lasting, failure);
+        let result = job(format, &faulty, &paths, grid);
+        let reached = faulty.count() > first;
+        match (&result, failure) {
+            (Err(fault), Failure::Short) => panic!("{format:?} operation {first}: {fault}"),
+            (Err(fault), Failure::Errno(_)) => assert!(!fault.to_string().is_empty()),
+            (Ok(()), _) => assert!(!lasting || !reached, "{format:?} operation {first} is silent"),
+        }
+        job(format, &disk, &paths, grid)
+            .unwrap_or_else(|fault| panic!("{format:?} after operation {first}: {fault}"));
+        expect_whole(format, &disk, &paths, grid);
+        if !reached {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_tile_is_not_recorded_after_a_failed_sync() {
+    let disk = Power::new(u64::MAX);
+    let (paths, grid) = (Paths::new(Path::new("K")), grid(Triangle::Full));
+    let mut sink = begin(Format::Npy, &disk, &paths, grid).unwrap();
+    sink.write(0, &tile(&grid, 0)).unwrap();
+    let before = disk.steps();
+    drop(sink);
+    // The same again with a disk whose next sync fails: opening costs `before` less one write.
+    for first in 0..before + 4 {
+        let failure = Failure::Errno(Errno::IO.raw_os_error());
+        let faulty = Faulty::failing(disk.clone(), first, false, failure);
+        let Ok(mut sink) = begin(Format::Npy, &faulty, &paths, grid) else { continue };
+        if sink.write(1, &tile(&grid, 1)).is_err() {
+            continue;
+        }
+        if let Err(Fault::Sync { .. }) = sink.commit() {
+            let done = sink.done().unwrap();
+            sink.commit().unwrap();
+            assert_eq!(sink.done().unwrap(), done, "a second sync must not record the tile");
+            return;
+        }
+    }
+    panic!("no sync failed");
+}
+
+/// A directory of this test, removed when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("entk-store-{}-{id}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn paths(&self) -> Paths {
+        Paths::new(&self.0.join("K.npy"))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn the_real_disk_holds_what_was_written() {
+    for format in [Format::Npy, Format::Zarr] {
+        for triangle in [Triangle::Full, Triangle::Lower] {
+            let folder = Folder::new();
+            job(format, &Disk, &folder.paths(), grid(triangle)).unwrap();
+            expect_whole(format, &Disk, &folder.paths(), grid(triangle));
+        }
+    }
+}
+
+#[test]
+fn nothing_but_the_store_is_left_on_the_real_disk() {
+    for (format, want) in [(Format::Npy, &["K.npy", "K.npy.entk"][..]), (Format::Zarr, &["K.npy"])] {
+        let folder = Folder::new();
+        job(format, &Disk, &folder.paths(), grid(Triangle::Full)).unwrap();
+        let mut names = Disk.list(&folder.0).unwrap();
+        names.sort();
+        assert_eq!(names, want);
+    }
+}
+
+#[test]
+fn a_changed_byte_is_found_in_every_tile() {
+    for format in [Format::Npy, Format::Zarr] {
+        let folder = Folder::new();
+        let (paths, grid) = (folder.paths(), grid(Triangle::Full));
+        job(format, &Disk, &paths, grid).unwrap();
+        let file = match format {
+            Format::Npy => paths.target.clone(),
+            Format::Zarr => paths.target.join("kernel/c/1/2"),
+        };
+        let mut bytes = std::fs::read(&file).unwrap();
+        let middle = bytes.len() - 30;
+        bytes[middle] ^= 4;
+        std::fs::write(&file, bytes).unwrap();
+        let store = reader(format, &Disk, &paths.target, grid).unwrap();
+        let bad: Vec<usize> =
+            (0..grid.units()).filter(|&index| store.check(index).is_err()).collect();
+        assert_eq!(bad.len(), 1, "{format:?}");
+    }
+}
+
+#[test]
+fn a_missing_chunk_is_an_error_and_never_filled() {
+    let folder = Folder::new();
+    let (paths, grid) = (folder.paths(), grid(Triangle::Full));
+    job(Format::Zarr, &Disk, &paths, grid).unwrap();
+    std::fs::remove_file(paths.target.join("kernel/c/3/1")).unwrap();
+    let store = reader(Format::Zarr, &Disk, &paths.target, grid).unwrap();
+    assert_eq!(marks(&store.done().unwrap(), false).len(), 1);
+    let missing = (0..grid.units()).find_map(|index| store.check(index).err()).unwrap();
+    assert_eq!(missing.to_string(), "chunk c/3/1 is missing");
+}
+
+#[test]
+fn links_in_a_store_are_refused() {
+    let folder = Folder::new();
+    let (paths, grid) = (folder.paths(), grid(Triangle::Full));
+    job(Format::Zarr, &Disk, &paths, grid).unwrap();
+    let row = paths.target.join("kernel/c/3");
+    std::fs::rename(&row, folder.0.join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(folder.0.join("elsewhere"), &row).unwrap();
+    let store = reader(Format::Zarr, &Disk, &paths.target, grid).unwrap();
+    assert!(matches!(store.check(6), Err(Fault::UnsafePath(_))));
+}
+
+#[test]
+fn a_tile_recorded_twice_counts_only_if_its_bytes_match_the_last_record() {
+    let (paths, grid) = (Paths::new(Path::new("K")), grid(Triangle::Full));
+    for (last, sound) in [(crc32c::crc32c(&tile(&grid, 0)), true), (1, false)] {
+        let disk = Power::new(u64::MAX);
+        let mut sink = begin(Format::Npy, &disk, &paths, grid).unwrap();
+        sink.write(0, &tile(&grid, 0)).unwrap();
+        sink.commit().unwrap();
+        let path = sidecar(&paths.partial).join(npy::LOG);
+        let log = disk.open(&path, super::vfs::How::Edit).unwrap();
+        disk.pwrite(&log, &encode(0, 2, 1), 32).unwrap();
+        disk.pwrite(&log, &encode(0, last, 2), 64).unwrap();
+        assert_eq!(begin(Format::Npy, &disk, &paths, grid).is_ok(), sound);
+    }
+}
+
+#[test]
+fn the_second_writer_is_told_who_the_first_is() {
+    let folder = Folder::new();
+    let paths = folder.paths();
+    let take = |shared| Lock::take(&Disk, &paths.lock, &paths.target, shared);
+    let alone = take(false).unwrap();
+    for shared in [false, true] {
+        let text = take(shared).unwrap_err().to_string();
+        assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
+    }
+    alone.release(&Disk);
+    let first = take(true).unwrap();
+    let second = take(true).unwrap();
+    assert!(take(false).is_err());
+    first.release(&Disk);
+    assert!(paths.lock.exists(), "a share still holds it");
+    second.release(&Disk);
+    assert!(!paths.lock.exists());
+}
+
+#[test]
+fn two_shares_fill_one_store() {
+    for format in [Format::Npy, Format::Zarr] {
+        let folder = Folder::new();
+        let (paths, grid) = (folder.paths(), grid(Triangle::Full));
+        let mut shares: Vec<_> =
+            (0..2).map(|_| begin(format, &Disk, &paths, grid).unwrap()).collect();
+        for index in 0..grid.units() {
+            let share = &mut shares[index % 2];
+            share.write(index, &tile(&grid, index)).unwrap();
+            share.commit().unwrap();
+        }
+        for share in &mut shares {
+            share.finish(FINISHED, false).unwrap();
+        }
+        expect_whole(format, &Disk, &paths, grid);
+    }
+}

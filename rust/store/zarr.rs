@@ -1,0 +1,609 @@
+//! A kernel as a Zarr version 3 group that holds one array, `kernel`, one chunk a tile.
+//!
+//! ```text
+//! K.zarr.partial/zarr.json           the group; its attribute `entk` is the manifest
+//! K.zarr.partial/kernel/zarr.json    the array
+//! K.zarr.partial/kernel/c/3/1        one tile: raw little-endian entries, crc32c behind them
+//! K.zarr/                            the same when finished
+//! ```
+//! A chunk is written under another name, synced, renamed, and its directory synced: so a chunk
+//! that is there is whole, any number of processes may write, and what is done is what is there.
+//! Chunks at the edge are of full size, padded with NaN, the fill value.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use super::fault::{Fault, Result};
+use super::grid::{Grid, Unit};
+use super::kill;
+use super::npy::wrong_sum;
+use super::sink::{Paths, Reader, Sink, expect_length, mirrored, nans, stored_rows, with_suffix};
+use super::vfs::{How, Kind, Vfs, parent, read_exact, replace, sync, sync_dir, write_all};
+
+/// Metadata file of a group or array.
+pub const METADATA: &str = "zarr.json";
+/// The array in the group.
+pub const ARRAY: &str = "kernel";
+/// Bytes of the checksum behind a chunk.
+const SUM: usize = 4;
+/// What a file costs besides its bytes, for the estimate of the space needed.
+const OVERHEAD: u64 = 4096;
+/// Bytes of a chunk that are read at a time.
+const BLOCK: usize = 1 << 18;
+
+/// Metadata of the array, canonical JSON.
+pub fn array_json(grid: &Grid) -> String {
+    let names = if grid.has_planes() { r#""output","row","column""# } else { r#""row","column""# };
+    format!(
+        concat!(
+            r#"{{"attributes":{{}},"chunk_grid":{{"configuration":{{"chunk_shape":{chunk:?}}},"#,
+            r#""name":"regular"}},"chunk_key_encoding":{{"configuration":{{"separator":"/"}},"#,
+            r#""name":"default"}},"codecs":[{{"configuration":{{"endian":"little"}},"#,
+            r#""name":"bytes"}},{{"name":"crc32c"}}],"data_type":"float{bits}","#,
+            r#""dimension_names":[{names}],"fill_value":"NaN","node_type":"array","#,
+            r#""shape":{shape:?},"storage_transformers":[],"zarr_format":3}}"#
+        ),
+        chunk = grid.chunk(),
+        bits = grid.item() * 8,
+        names = names,
+        shape = grid.shape(),
+    )
+}
+
+/// An unfinished Zarr kernel.
+#[derive(Debug)]
+pub struct ZarrSink<V: Vfs> {
+    vfs: V,
+    paths: Paths,
+    grid: Grid,
+    root: u64,
+    made: BTreeSet<PathBuf>,
+    unsynced: BTreeSet<PathBuf>,
+    safe: usize,
+    missing: usize,
+    pending: Vec<usize>,
+    written: u64,
+}
+
+impl<V: Vfs> ZarrSink<V> {
+    /// Joins the unfinished store of `paths`, or makes one. The manifest of an existing one is not
+    /// touched: compare it before and after.
+    ///
+    /// # Errors
+    /// [`Fault::Space`] if the missing chunks do not fit; a store made by this call is removed.
+    pub fn begin(vfs: V, paths: Paths, grid: Grid, manifest: &[u8]) -> Result<Self> {
+        let fresh = make_store(&vfs, &paths.partial, &grid, manifest)?;
+        let stat = vfs.stat(&paths.partial);
+        let stat = stat.map_err(|error| Fault::io("stat", &paths.partial, error))?;
+        let root = stat.map_or(0, |stat| stat.inode);
+        let (made, unsynced) = (BTreeSet::new(), BTreeSet::new());
+        let (safe, missing, pending, written) = (0, 0, Vec::new(), 0);
+        let mut sink =
+            Self { vfs, paths, grid, root, made, unsynced, safe, missing, pending, written };
+        if let Err(fault) = sink.fits() {
+            if fresh {
+                let _ = sink.vfs.remove_tree(&sink.paths.partial);
+            }
+            return Err(fault);
+        }
+        Ok(sink)
+    }
+
+    fn fits(&mut self) -> Result<()> {
+        self.done()?;
+        let left = self.left();
+        match self.vfs.free(&self.paths.partial) {
+            Ok(free) if free < left => Err(Fault::Space {
+                path: parent(&self.paths.target).to_owned(),
+                need: Some(left),
+                free: Some(free),
+                done: self.safe,
+                total: self.grid.units(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes that are still to be written.
+    fn left(&self) -> u64 {
+        self.missing as u64 * (self.grid.chunk_bytes() as u64 + OVERHEAD)
+    }
+
+    fn explained(&self, fault: Fault) -> Fault {
+        let free = self.vfs.free(parent(&self.paths.target)).ok();
+        fault.with_progress(self.safe, self.grid.units(), self.left(), free)
+    }
+
+    fn write_unit(&mut self, unit: &Unit, bytes: &[u8]) -> Result<()> {
+        let (rows, cols, item) = (unit.rows.len(), unit.cols.len(), self.grid.item());
+        let grid = self.grid;
+        for (plane, tile) in bytes.chunks_exact(rows * cols * item).enumerate() {
+            self.write_chunk(plane, (unit.i, unit.j), cols, |take| {
+                stored_rows(&grid, unit, tile, |_, rows| take(rows))
+            })?;
+            if grid.mirrors() && unit.i != unit.j {
+                self.write_chunk(plane, (unit.j, unit.i), rows, |take| {
+                    mirrored(tile, cols, item, |_, strip| take(strip))
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes one chunk from the rows of `cols` entries that `feed` passes on.
+    fn write_chunk(
+        &mut self,
+        plane: usize,
+        place: (usize, usize),
+        cols: usize,
+        feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+    ) -> Result<()> {
+        let path = chunk_path(&self.paths.partial, &self.grid, plane, place);
+        self.make_dirs(parent(&path))?;
+        self.written += 1;
+        let temporary = with_suffix(&path, &format!(".{}.{}.tmp", std::process::id(), self.written));
+        let _ = self.vfs.remove(&temporary);
+        let file = self
+            .vfs
+            .open(&temporary, How::New)
+            .map_err(|error| Fault::io("open", &temporary, error))?;
+        let mut chunk = Chunk { sink: self, file: &file, path: &temporary, at: 0, sum: 0 };
+        let result = feed(&mut |rows| chunk.rows(rows, cols)).and_then(|()| chunk.close());
+        let result = result.and_then(|()| {
+            kill::point("after_fdatasync");
+            let renamed = self.vfs.rename(&temporary, &path);
+            renamed.map_err(|error| Fault::io("rename", &path, error))
+        });
+        if result.is_err() {
+            let _ = self.vfs.remove(&temporary);
+        }
+        self.unsynced.insert(parent(&path).to_owned());
+        result
+    }
+
+    /// Makes the directories down to `dir`, and remembers which names are not on the disk yet.
+    fn make_dirs(&mut self, dir: &Path) -> Result<()> {
+        if self.made.contains(dir) {
+            return Ok(());
+        }
+        if dir != self.paths.partial.join(ARRAY).join("c") {
+            self.make_dirs(parent(dir))?;
+            match self.vfs.make_dir(dir) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Fault::io("mkdir", dir, error)),
+                Ok(()) => {}
+            }
+            self.unsynced.insert(parent(dir).to_owned());
+        }
+        plain_dir(&self.vfs, dir)?;
+        self.made.insert(dir.to_owned());
+        Ok(())
+    }
+
+    fn sync_names(&mut self) -> Result<()> {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        // Deepest first: a name must not outlive what it leads to.
+        unsynced.iter().rev().try_for_each(|dir| sync_dir(&self.vfs, dir))
+    }
+
+    fn rename(&self, manifest: &[u8], over: bool) -> Result<()> {
+        let inode = |path: &Path| {
+            let stat = self.vfs.stat(path).map_err(|error| Fault::io("stat", path, error))?;
+            Ok(stat.map(|stat| stat.inode))
+        };
+        if inode(&self.paths.target)? == Some(self.root) {
+            return Ok(()); // another share was faster
+        }
+        let (done, strays) = scan(&self.vfs, &self.paths.partial, &self.grid)?;
+        let missing = done.iter().filter(|&&done| !done).count();
+        if missing > 0 || inode(&self.paths.partial)? != Some(self.root) {
+            let name = self.paths.partial.display();
+            return Err(Fault::Incomplete(format!("{name}: {missing} tiles are missing")));
+        }
+        let taken = inode(&self.paths.target)?.is_some();
+        if taken && !over {
+            return Err(Fault::Exists { path: self.paths.target.clone() });
+        }
+        for stray in strays {
+            // Left by a killed writer; a live one is not here any more when all chunks are.
+            let _ = self.vfs.remove(&stray);
+        }
+        replace(&self.vfs, &self.paths.partial.join(METADATA), manifest)?;
+        kill::point("before_rename");
+        move_over(&self.vfs, &self.paths, taken)?;
+        kill::point("after_rename");
+        Ok(())
+    }
+}
+
+/// A chunk that is being written.
+struct Chunk<'a, V: Vfs> {
+    sink: &'a ZarrSink<V>,
+    file: &'a V::File,
+    path: &'a Path,
+    at: u64,
+    sum: u32,
+}
+
+impl<V: Vfs> Chunk<'_, V> {
+    fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        write_all(&self.sink.vfs, self.file, self.path, bytes, self.at)?;
+        self.sum = crc32c::crc32c_append(self.sum, bytes);
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Adds rows of `cols` entries, padded to the width of a chunk.
+    fn rows(&mut self, rows: &[u8], cols: usize) -> Result<()> {
+        let grid = &self.sink.grid;
+        let width = *grid.chunk().last().expect("a chunk has axes");
+        if cols == width {
+            return self.push(rows);
+        }
+        let padding = nans(width - cols, grid.item());
+        rows.chunks_exact(cols * grid.item())
+            .try_for_each(|row| self.push(&[row, &padding].concat()))
+    }
+
+    /// Pads to the height of a chunk, adds the checksum and syncs.
+    fn close(mut self) -> Result<()> {
+        let (size, item) = (self.sink.grid.chunk_bytes() as u64, self.sink.grid.item());
+        if self.at < size {
+            let blank = nans(self.sink.grid.row_bytes() / item, item);
+            while self.at < size {
+                self.push(&blank)?;
+            }
+        }
+        let sum = self.sum.to_le_bytes();
+        write_all(&self.sink.vfs, self.file, self.path, &sum, self.at)?;
+        kill::point("after_pwrite");
+        sync(&self.sink.vfs, self.file, self.path)?;
+        self.sink.vfs.forget(self.file);
+        Ok(())
+    }
+}
+
+impl<V: Vfs> Sink for ZarrSink<V> {
+    fn grid(&self) -> &Grid {
+        &self.grid
+    }
+
+    fn done(&mut self) -> Result<Vec<bool>> {
+        let (done, _) = scan(&self.vfs, &self.paths.partial, &self.grid)?;
+        self.safe = done.iter().filter(|&&done| done).count();
+        let missing = done.iter().enumerate().filter(|(_, done)| !**done);
+        self.missing = missing.map(|(index, _)| self.grid.chunks_of(&self.grid.unit(index))).sum();
+        Ok(done)
+    }
+
+    fn write(&mut self, index: usize, bytes: &[u8]) -> Result<()> {
+        expect_length(&self.grid, index, bytes)?;
+        let unit = self.grid.unit(index);
+        self.write_unit(&unit, bytes).map_err(|fault| self.explained(fault))?;
+        self.pending.push(index);
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        self.sync_names().map_err(|fault| self.explained(fault))?;
+        for index in std::mem::take(&mut self.pending) {
+            self.safe += 1;
+            let chunks = self.grid.chunks_of(&self.grid.unit(index));
+            self.missing = self.missing.saturating_sub(chunks);
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, manifest: &[u8], replace: bool) -> Result<()> {
+        self.commit()?;
+        // The array's metadata are never replaced, so all shares lock the same file.
+        let path = self.paths.partial.join(ARRAY).join(METADATA);
+        let file = match self.vfs.open(&path, How::Edit) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            other => Some(other.map_err(|error| Fault::io("open", &path, error))?),
+        };
+        if let Some(file) = &file {
+            self.vfs.lock(file).map_err(|error| Fault::io("flock", &path, error))?;
+        }
+        let result = self.rename(manifest, replace);
+        if let Some(file) = &file {
+            self.vfs.unlock(file).map_err(|error| Fault::io("flock", &path, error))?;
+        }
+        result
+    }
+}
+
+/// A Zarr kernel of ours, finished or not, for reading.
+#[derive(Debug)]
+pub struct ZarrReader<V: Vfs> {
+    vfs: V,
+    root: PathBuf,
+    grid: Grid,
+}
+
+impl<V: Vfs> ZarrReader<V> {
+    /// Opens the group in directory `root`.
+    ///
+    /// # Errors
+    /// [`Fault::Format`] if the array's metadata are not those of the grid.
+    pub fn open(vfs: V, root: &Path, grid: Grid) -> Result<Self> {
+        let path = root.join(ARRAY).join(METADATA);
+        plain_dir(&vfs, parent(&path))?;
+        let want = array_json(&grid);
+        let file = vfs.open(&path, How::Read).map_err(|error| Fault::io("open", &path, error))?;
+        let mut got = vec![0; want.len() + 1];
+        let count = vfs.pread(&file, &mut got, 0).map_err(|error| Fault::io("pread", &path, error))?;
+        if got[..count] != *want.as_bytes() {
+            let text = format!("{}: the metadata are not those of its manifest", path.display());
+            return Err(Fault::Format(text));
+        }
+        Ok(Self { vfs, root: root.to_owned(), grid })
+    }
+
+    fn open_chunk(&self, plane: usize, place: (usize, usize)) -> Result<(V::File, PathBuf)> {
+        let path = chunk_path(&self.root, &self.grid, plane, place);
+        plain_dir(&self.vfs, parent(&path))?;
+        let file = self.vfs.open(&path, How::Read).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                Fault::Incomplete(format!("chunk {} is missing", chunk_key(&self.grid, plane, place)))
+            }
+            _ => Fault::io("open", &path, error),
+        })?;
+        let length =
+            self.vfs.status(&file).map_err(|error| Fault::io("fstat", &path, error))?.0.len;
+        let want = (self.grid.chunk_bytes() + SUM) as u64;
+        if length != want {
+            let key = chunk_key(&self.grid, plane, place);
+            return Err(Fault::Corrupt(format!("chunk {key} is {length} bytes; it needs {want}")));
+        }
+        Ok((file, path))
+    }
+
+    /// Checksum of a chunk and the one behind it.
+    fn sums(&self, plane: usize, place: (usize, usize)) -> Result<(u32, u32)> {
+        let (file, path) = self.open_chunk(plane, place)?;
+        let size = self.grid.chunk_bytes();
+        let mut bytes = vec![0; BLOCK.min(size)];
+        let mut sum = 0;
+        for start in (0..size).step_by(BLOCK) {
+            let count = BLOCK.min(size - start);
+            read_exact(&self.vfs, &file, &path, &mut bytes[..count], start as u64)?;
+            sum = crc32c::crc32c_append(sum, &bytes[..count]);
+        }
+        let mut stored = [0; SUM];
+        read_exact(&self.vfs, &file, &path, &mut stored, size as u64)?;
+        self.vfs.forget(&file);
+        Ok((sum, u32::from_le_bytes(stored)))
+    }
+
+    fn check_chunk(&self, plane: usize, unit: &Unit) -> Result<()> {
+        let mut sums = self.sums(plane, (unit.i, unit.j))?;
+        for _ in 0..2 {
+            if sums.0 == sums.1 {
+                break;
+            }
+            sums = self.sums(plane, (unit.i, unit.j))?; // a network may serve bad bytes once
+        }
+        if sums.0 == sums.1 { Ok(()) } else { Err(wrong_sum(unit, sums.0, sums.1)) }
+    }
+
+    fn check_mirror(&self, plane: usize, index: usize, unit: &Unit) -> Result<()> {
+        let (rows, cols, item) = (unit.rows.len(), unit.cols.len(), self.grid.item());
+        let mut tile = vec![0; rows * cols * item];
+        self.block(plane, index, unit.rows.clone(), unit.cols.clone(), &mut tile)?;
+        let (file, path) = self.open_chunk(plane, (unit.j, unit.i))?;
+        let width = self.grid.row_bytes();
+        let mut stored = vec![0; rows * item];
+        mirrored(&tile, cols, item, |first, strip| {
+            for (line, want) in strip.chunks_exact(rows * item).enumerate() {
+                let at = ((first + line) * width) as u64;
+                read_exact(&self.vfs, &file, &path, &mut stored, at)?;
+                if stored != want {
+                    let text = format!(
+                        "tile ({}, {}): the upper half differs from the lower one; \
+                         run entk.repair(path) to recompute it",
+                        unit.j, unit.i
+                    );
+                    return Err(Fault::Corrupt(text));
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+impl<V: Vfs> Reader for ZarrReader<V> {
+    fn grid(&self) -> &Grid {
+        &self.grid
+    }
+
+    fn done(&self) -> Result<Vec<bool>> {
+        Ok(scan(&self.vfs, &self.root, &self.grid)?.0)
+    }
+
+    fn block(
+        &self,
+        plane: usize,
+        index: usize,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        bytes: &mut [u8],
+    ) -> Result<()> {
+        let unit = self.grid.unit(index);
+        let (file, path) = self.open_chunk(plane, (unit.i, unit.j))?;
+        let item = self.grid.item();
+        let width = self.grid.row_bytes();
+        let left = (cols.start - unit.cols.start) * item;
+        for (row, line) in rows.zip(bytes.chunks_exact_mut((cols.len() * item).max(1))) {
+            let at = (row - unit.rows.start) * width + left;
+            read_exact(&self.vfs, &file, &path, line, at as u64)?;
+        }
+        Ok(())
+    }
+
+    fn check(&self, index: usize) -> Result<()> {
+        let unit = self.grid.unit(index);
+        for plane in 0..self.grid.planes() {
+            self.check_chunk(plane, &unit)?;
+            if self.grid.mirrors() && unit.i != unit.j {
+                let image = Unit { i: unit.j, j: unit.i, rows: unit.cols.clone(), cols: unit.rows.clone() };
+                self.check_chunk(plane, &image)?;
+                self.check_mirror(plane, index, &unit)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn chunk_key(grid: &Grid, plane: usize, (i, j): (usize, usize)) -> String {
+    if grid.has_planes() { format!("c/{plane}/{i}/{j}") } else { format!("c/{i}/{j}") }
+}
+
+fn chunk_path(root: &Path, grid: &Grid, plane: usize, place: (usize, usize)) -> PathBuf {
+    root.join(ARRAY).join(chunk_key(grid, plane, place))
+}
+
+/// Refuses links: a directory of a store must be one.
+fn plain_dir<V: Vfs>(vfs: &V, path: &Path) -> Result<()> {
+    match vfs.stat(path).map_err(|error| Fault::io("stat", path, error))? {
+        Some(stat) if stat.kind != Kind::Dir => Err(Fault::UnsafePath(format!(
+            "{} is not a plain directory; the entries of a store must lie inside it",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Which units have all their chunks at full length, and files that are no chunks.
+fn scan<V: Vfs>(vfs: &V, root: &Path, grid: &Grid) -> Result<(Vec<bool>, Vec<PathBuf>)> {
+    let mut chunks = BTreeSet::new();
+    let mut strays = Vec::new();
+    let tops = grid.units().checked_sub(1).map_or(0, |last| grid.unit(last).i + 1);
+    for plane in 0..if tops == 0 { 0 } else { grid.planes() } {
+        for i in 0..tops {
+            let dir = parent(&chunk_path(root, grid, plane, (i, 0))).to_owned();
+            for name in names(vfs, &dir)? {
+                match name.parse() {
+                    Ok(j) if whole(vfs, &dir.join(&name), grid)? => {
+                        chunks.insert((plane, i, j));
+                    }
+                    Ok(_) => {}
+                    Err(_) => strays.push(dir.join(name)),
+                }
+            }
+        }
+    }
+    let there = |place: (usize, usize)| {
+        (0..grid.planes()).all(|plane| chunks.contains(&(plane, place.0, place.1)))
+    };
+    let done = (0..grid.units())
+        .map(|index| {
+            let unit = grid.unit(index);
+            there((unit.i, unit.j)) && (!grid.mirrors() || there((unit.j, unit.i)))
+        })
+        .collect();
+    Ok((done, strays))
+}
+
+fn names<V: Vfs>(vfs: &V, dir: &Path) -> Result<Vec<String>> {
+    plain_dir(vfs, dir)?;
+    match vfs.list(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other.map_err(|error| Fault::io("readdir", dir, error)),
+    }
+}
+
+fn whole<V: Vfs>(vfs: &V, path: &Path, grid: &Grid) -> Result<bool> {
+    let stat = vfs.stat(path).map_err(|error| Fault::io("stat", path, error))?;
+    match stat {
+        Some(stat) if stat.kind == Kind::File => {
+            Ok(stat.len == (grid.chunk_bytes() + SUM) as u64)
+        }
+        Some(_) => Err(Fault::UnsafePath(format!(
+            "{} is not a plain file; the entries of a store must lie inside it",
+            path.display()
+        ))),
+        None => Ok(false),
+    }
+}
+
+/// Makes group and array in one step. `false`: they were there.
+fn make_store<V: Vfs>(vfs: &V, root: &Path, grid: &Grid, manifest: &[u8]) -> Result<bool> {
+    plain_dir(vfs, root)?;
+    let there = |path: &Path| matches!(vfs.stat(path), Ok(Some(_)));
+    if there(root) {
+        return Ok(false);
+    }
+    let fresh = with_suffix(root, &format!(".{}.tmp", std::process::id()));
+    let _ = vfs.remove_tree(&fresh);
+    let made = fill_store(vfs, &fresh, grid, manifest).and_then(|()| {
+        match vfs.rename(&fresh, root) {
+            Ok(()) => Ok(true),
+            // Another share of the job was faster.
+            Err(_) if there(root) => Ok(false),
+            Err(error) => Err(Fault::io("rename", root, error)),
+        }
+    });
+    if !matches!(made, Ok(true)) {
+        let _ = vfs.remove_tree(&fresh);
+    }
+    let made = made?;
+    sync_dir(vfs, parent(root))?;
+    Ok(made)
+}
+
+fn fill_store<V: Vfs>(vfs: &V, root: &Path, grid: &Grid, manifest: &[u8]) -> Result<()> {
+    let array = root.join(ARRAY);
+    for dir in [root, &array, &array.join("c")] {
+        vfs.make_dir(dir).map_err(|error| Fault::io("mkdir", dir, error))?;
+    }
+    let metadata = array_json(grid);
+    for (dir, bytes) in [(root, manifest), (&array, metadata.as_bytes())] {
+        let path = dir.join(METADATA);
+        let file = vfs.open(&path, How::New).map_err(|error| Fault::io("open", &path, error))?;
+        write_all(vfs, &file, &path, bytes, 0)?;
+        sync(vfs, &file, &path)?;
+    }
+    [&array, root].into_iter().try_for_each(|dir| sync_dir(vfs, dir))
+}
+
+/// Gives the directory its final name. A directory cannot be renamed over another one, so an old
+/// kernel changes places with the new one and is removed then.
+fn move_over<V: Vfs>(vfs: &V, paths: &Paths, taken: bool) -> Result<()> {
+    let (from, to) = (&paths.partial, &paths.target);
+    let failed = |error| Fault::io("rename", to, error);
+    if taken {
+        match vfs.exchange(from, to) {
+            Ok(()) => {}
+            Err(error)
+                if matches!(
+                    Errno::from_io_error(&error),
+                    Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
+                ) =>
+            {
+                let old = with_suffix(to, ".replaced");
+                vfs.rename(to, &old).map_err(failed)?;
+                vfs.rename(from, to).map_err(failed)?;
+                vfs.rename(&old, from).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        sync_dir(vfs, parent(to))?;
+        return remove_any(vfs, from);
+    }
+    vfs.rename(from, to).map_err(failed)?;
+    sync_dir(vfs, parent(to))
+}
+
+fn remove_any<V: Vfs>(vfs: &V, path: &Path) -> Result<()> {
+    let stat = vfs.stat(path).map_err(|error| Fault::io("stat", path, error))?;
+    let removed = match stat {
+        Some(stat) if stat.kind == Kind::Dir => vfs.remove_tree(path),
+        Some(_) => vfs.remove(path),
+        None => Ok(()),
+    };
+    removed.map_err(|error| Fault::io("unlink", path, error))
+}
