@@ -175,16 +175,16 @@ def underflow(factors, m, acc, out):
     """Return an absolute error that gradual underflow may add to an entry.
 
     Every rounding of a number near zero errs by half the smallest subnormal; an error in one Gram
-    factor is multiplied by the other.
+    factor is multiplied by the other, one in an entry of a table by the table's other entries.
     """
     worst = 1.0
     for leaf in factors.values():
-        for part in leaf._parts:
-            values = part.host.values()
-            if part.word.endswith("ids") or values.size == 0:
-                continue
-            places = np.prod(values.shape[2:], dtype=float) ** 2
-            worst += places * (1.0 + np.abs(values).max() ** 2)
+        numbers = [p.host.values() for p in leaf._parts if not p.word.endswith("ids")]
+        peaks = [np.abs(x).max(initial=0.0) for x in numbers]
+        pairs = max(np.prod(x.shape[1:-1], dtype=float) for x in numbers) ** 2
+        grams = sum(x.shape[-1] * peak**2 for x, peak in zip(numbers, peaks, strict=True))
+        table = np.prod([float(x.shape[-1]) * peak for x, peak in zip(numbers, peaks, strict=True)])
+        worst += pairs * (1.0 + grams + table)
     with np.errstate(over="ignore"):
         return m * worst * SUBNORMAL[acc] + SUBNORMAL[out]
 

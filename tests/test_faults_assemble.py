@@ -9,6 +9,7 @@ import entk
 from bounds import assert_same_bits, check
 from cases import dense, every_leaf, mlp, normal, outer
 from isolated import run_json
+from layouts import LAYOUTS, read_only, relaid
 
 
 def ones(*shape, dtype="float32"):
@@ -160,50 +161,11 @@ def test_row_19_more_than_2_to_the_31_features_are_summed():
 # B. Layout and dtype. ----------------------------------------------------------------------------
 
 
-def swapped(x):
-    return x.astype(x.dtype.newbyteorder(">"))
-
-
-def misaligned(x):
-    raw = np.zeros(x.nbytes + 1, np.uint8)
-    raw[1:] = np.frombuffer(x.tobytes(), np.uint8)
-    return raw[1:].view(x.dtype).reshape(x.shape)
-
-
-def spaced(x):
-    return np.repeat(np.repeat(x, 2, axis=0), 3, axis=-1)[::2, ..., ::3]
-
-
-def reversed_twice(x):
-    return np.ascontiguousarray(x[::-1, ..., ::-1])[::-1, ..., ::-1]
-
-
-def read_only(x):
-    x = x.copy()
-    x.flags.writeable = False
-    return x
-
-
-LAYOUTS = {
-    "row-21-fortran": np.asfortranarray,
-    "row-21-transposed": lambda x: np.ascontiguousarray(x.T).T,
-    "row-22-strided": spaced,
-    "row-22-negative": reversed_twice,
-    "row-24-misaligned": misaligned,
-    "row-25-read-only": read_only,
-    "row-26-byte-swapped": swapped,
-}
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_21_to_26_any_layout_gives_the_same_bits(rng, layout, dtype):
     factors = every_leaf(rng, 19, dtype=dtype)
-    relaid = {
-        name: leaf._rebuild(lambda part: LAYOUTS[layout](part.given().array))
-        for name, leaf in factors.items()
-    }
-    assert_same_bits(entk.assemble(relaid), entk.assemble(factors))
+    assert_same_bits(entk.assemble(relaid(factors, layout)), entk.assemble(factors))
 
 
 def test_row_23_arrays_of_stride_0_are_read_like_any_other(rng):

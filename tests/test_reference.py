@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import entk
 from bounds import assert_close_in_float64
@@ -16,7 +18,7 @@ def explicit(factors, other=None):
     """Return ``Theta[n, r, m, s]`` by forming both Jacobians."""
     columns = factors if other is None else other
     heights = {
-        name: max(reference.leaf_jacobian(f[name]).shape[2] for f in (factors, columns)) // 3
+        name: max(int(f[name]._ids.array.max(initial=-1)) + 1 for f in (factors, columns))
         for name in factors
         if name.startswith("lookup")
     }
@@ -41,6 +43,25 @@ def test_the_kernel_of_several_leaves_is_the_sum_of_their_kernels(rng):
     factors = every_leaf(rng, N, R, "float64")
     parts = [reference.blocks(factors.select(name)) for name in factors]
     assert_close_in_float64(reference.blocks(factors), sum(parts), TERMS)
+
+
+sides = st.integers(0, 4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=sides, g=st.integers(1, 3), t=sides, d_in=sides, d_out=sides, seed=st.integers(0, 99))
+def test_any_shape_equals_the_explicit_jacobian(n, g, t, d_in, d_out, seed):
+    rng = np.random.default_rng(seed)
+    sizes = {"d_in": d_in, "d_out": d_out, "dtype": "float64"}
+    factors = entk.Factors(
+        {
+            "plain": outer(rng, n, 2, **sizes),
+            "positions": outer(rng, n, 2, t=t, **sizes),
+            "blocks": outer(rng, n, 2, g=g, t=t, **sizes),
+            "lookup": lookup(rng, n, 2, t, d_out, dtype="float64"),
+        }
+    )
+    assert_close_in_float64(reference.blocks(factors), explicit(factors), TERMS)
 
 
 def contracted_by_hand(theta, outputs, w, v):
