@@ -1,4 +1,35 @@
 //! Empirical neural tangent kernels in bounded memory.
+//!
+//! | symbol | code | shape | meaning |
+//! |---|---|---|---|
+//! | `N` | `n`, `m` | | examples of the rows, of the columns |
+//! | `R` | `r`, `s` | | output rows kept: 1, or all outputs `O` |
+//! | `G` | `g` | | blocks of a leaf (groups, heads, experts) |
+//! | `T` | `t`, `u` | | positions at which a leaf is used |
+//! | `A` | `acts` | `(N, G, T, d_in)` | inputs of the leaf |
+//! | `B` | `cots` | `(N, R, G, T, d_out)` | cotangents of its outputs |
+//! | `K` | `kernel` | `(N R, N R)` | `sum_leaf sum_{g,t,u} <A_ngt, A_mgu> <B_nrgt, B_msgu>` |
+//!
+//! | module | part |
+//! |---|---|
+//! | [`program`] | leaves to nodes and terms |
+//! | [`plan`] | blocks, passes, bytes, flops |
+//! | [`block`] | one block of the kernel: pack, sweep, write |
+//! | [`pool`] | workers |
+//! | [`limits`] | the memory that the process may use |
+//! | [`kernel`] | the arithmetic |
+//! | [`store`] | kernels on disk |
+//! | [`error`] | what can go wrong |
+
+pub mod block;
+pub mod error;
+#[allow(unsafe_code, reason = "views, buffers, the result's pointer, and instruction sets")]
+pub mod kernel;
+pub mod limits;
+pub mod plan;
+pub mod pool;
+pub mod program;
+pub mod store;
 
 #[cfg(feature = "python")]
 mod py;

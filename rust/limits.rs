@@ -201,7 +201,8 @@ mod tests {
     impl Tree {
         fn new(files: &[(&str, &str)]) -> Self {
             let id = NEXT.fetch_add(1, Ordering::Relaxed);
-            let root = std::env::temp_dir().join(format!("entk-limits-{}-{id}", std::process::id()));
+            let root =
+                std::env::temp_dir().join(format!("entk-limits-{}-{id}", std::process::id()));
             for (path, text) in files {
                 let path = under(&root, Path::new(path));
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -242,7 +243,8 @@ mod tests {
 
     #[test]
     fn an_old_machine_without_memavailable_counts_its_cache_as_free() {
-        let tree = Tree::new(&[("/proc/meminfo", "MemTotal: 100 kB\nMemFree: 10 kB\nCached: 5 kB\n")]);
+        let tree =
+            Tree::new(&[("/proc/meminfo", "MemTotal: 100 kB\nMemFree: 10 kB\nCached: 5 kB\n")]);
         assert_eq!(tree.tightest().1, 15 * 1024);
     }
 

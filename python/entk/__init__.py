@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from entk._assemble import assemble as assemble
+from entk._assemble import diagonal as diagonal
+from entk._assemble import plan as plan
+from entk._config import show_config as show_config
 from entk._errors import ConvergenceError as ConvergenceError
 from entk._errors import DTypeError as DTypeError
 from entk._errors import EntkError as EntkError

@@ -1,0 +1,156 @@
+"""One look at every factor before work starts: NaN, infinity, integers too large, what will underflow."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from entk import _core
+from entk._arrays import Host
+from entk._errors import DTypeError, InputError, NonFiniteError
+from entk._factors import Factors
+from entk._leaves import Dense, Lookup, Outer, Tied
+from entk._part import IDS, Part
+from entk._problem import raw
+
+# Integers up to here are exact in the accumulator.
+_EXACT = {"float32": 24, "float64": 53}
+_SMALLEST = {"float32": 1e-38, "float64": 2.2250738585072014e-308}
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the scan of one side found.
+
+    Attributes
+    ----------
+    bad : numpy.ndarray
+        Examples that hold NaN or infinity, ascending.
+    largest : dict
+        For every leaf a bound on the magnitude of its kernel's entries.
+    """
+
+    bad: np.ndarray[tuple[int], np.dtype[np.intp]]
+    largest: dict[str, float]
+
+
+def scan(
+    factors: Factors, names: list[str], *, accumulate: str, nonfinite: str, threads: int, side: str
+) -> Values:
+    """Look at every value of the leaves that take part.
+
+    Raises
+    ------
+    NonFiniteError
+        With ``nonfinite="raise"``: the lowest place of the first array that holds NaN or infinity.
+    DTypeError
+        For integers that the accumulator cannot hold.
+    InputError
+        For ids that are below -1 or beyond the table.
+    """
+    bad: set[int] = set()
+    largest = {}
+    for name in names:
+        leaf = factors[name]
+        where = f"layer {name!r}{side}"
+        bound = 0.0
+        for one in leaf._uses if isinstance(leaf, Tied) else (leaf,):
+            tops = []
+            for part in one._parts:
+                if part.word == IDS:
+                    _check_ids(part, leaf, where)
+                    continue
+                place, examples, top = _scan_part(part, threads)
+                if place is not None and nonfinite == "raise":
+                    raise _not_finite(where, part, place, len(examples))
+                bad.update(examples)
+                _check_exact(where, part.host, top, accumulate)
+                tops.append(top)
+            bound += _bound(one, tops)
+        largest[name] = bound
+    return Values(np.array(sorted(bad), np.intp), largest)
+
+
+def _scan_part(part: Part, threads: int) -> tuple[list[int] | None, list[int], float]:
+    host = part.host
+    array = host.array
+    # The core wants five axes: examples first, features last, the others between.
+    shape = (array.shape[0], *(1,) * (5 - array.ndim), *array.shape[1:])
+    spread = np.expand_dims(array, tuple(range(1, 6 - array.ndim)))
+    assert spread.shape == shape, "an axis was lost"
+    place, examples, top = _core.scan((raw(spread), host.dtype, not array.dtype.isnative), threads)
+    return (None if place is None else [place[0], *place[6 - array.ndim :]]), examples, top
+
+
+def _not_finite(where: str, part: Part, place: list[int], count: int) -> NonFiniteError:
+    value = part.host.view(part.host.array[tuple(place)].reshape(1)).values()[0]
+    at = ", ".join(map(str, part.index(place)))
+    samples = f"{count:,} sample{'s' if count > 1 else ''} affected"
+    return NonFiniteError(
+        f"{where} {part.word}[{at}] is {value}; {samples}. "
+        "Use nonfinite='propagate' or drop it"
+    )
+
+
+def _check_exact(where: str, host: Host, top: float, accumulate: str) -> None:
+    bits = _EXACT[accumulate]
+    if host.array.dtype.kind in "iu" and host.dtype != "bfloat16" and top > 2**bits:
+        hint = "; accumulate in float64" if bits == 24 and top <= 2**53 else ""
+        raise DTypeError(
+            f"{where}: {host.dtype} values above 2^{bits} cannot be represented{hint}"
+        )
+
+
+def _check_ids(part: Part, leaf: object, where: str) -> None:
+    ids = part.host.array
+    if not ids.size:
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < -1:
+        raise InputError(f"{where} ids hold {low}; allowed are -1 (none) and rows from 0 on")
+    rows = _table_rows(leaf)
+    if rows is not None and high >= rows:
+        raise InputError(f"{where} ids hold {high}, but the table has {rows:,} rows")
+
+
+def _table_rows(leaf: object) -> int | None:
+    if not isinstance(leaf, Tied):
+        return None
+    outer = [use for use in leaf._uses if isinstance(use, Outer)]
+    return outer[0]._table[0] if outer else None
+
+
+def _bound(leaf: Dense | Outer | Lookup, tops: list[float]) -> float:
+    """Bound an entry of the leaf's kernel by the largest magnitudes and the number of terms."""
+    if isinstance(leaf, Outer):
+        acts, cots = leaf._acts.shape, leaf._cots.shape
+        terms = float(acts[1]) * acts[2] ** 2 * acts[3] * cots[4]
+        return float(terms * tops[0] ** 2 * tops[1] ** 2)
+    shape = leaf._jac.shape if isinstance(leaf, Dense) else leaf._cots.shape
+    positions = 1 if isinstance(leaf, Dense) else shape[2] ** 2
+    return float(positions * shape[-1] * tops[0] ** 2)
+
+
+def warn_of_nothing(factors: Factors, names: list[str]) -> None:
+    """Warn of leaves without features: they contribute exactly zero."""
+    for name in names:
+        leaf = factors[name]
+        if isinstance(leaf, Outer) and leaf._acts.shape[3] == 0:
+            warnings.warn(f"layer {name!r} has 0 input features", UserWarning, stacklevel=4)
+        elif isinstance(leaf, Dense) and leaf._jac.shape[2] == 0:
+            warnings.warn(f"layer {name!r} has 0 features", UserWarning, stacklevel=4)
+
+
+def warn_of_underflow(values: Values, accumulate: str) -> None:
+    """Warn of leaves whose whole kernel is below the smallest normal number."""
+    limit = _SMALLEST[accumulate]
+    for name, bound in values.largest.items():
+        if 0 < bound < limit:
+            warnings.warn(
+                f"layer {name!r} contributes less than {limit:.0e}; it was flushed by {accumulate}",
+                UserWarning,
+                stacklevel=4,
+            )

@@ -1,0 +1,487 @@
+//! Blocks of a kernel: pack the examples of a block, sweep its macro tiles, write them out.
+//!
+//! A block runs in two phases for each pass: all workers pack, then all workers sweep macro tiles. Macro tiles are shared out
+//! dynamically; which worker gets one changes no bits, since each entry is a chain of its own.
+
+use core::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::error::Error;
+use crate::kernel::{
+    Buffer, CHUNK, EXPAND_BLOCK, Isa, Layout, Merged, MergedChunk, NR, Out, Packed, PanelShape,
+    PlainRows, Real, Region, Source, Sweep, Table, Tile, expand_panels, pack_panels, sweep,
+};
+use crate::plan::{Blocks, PAIRS, Pass, STEP};
+use crate::pool;
+use crate::program::{Content, Program};
+
+/// Examples that one packing task takes.
+const PACK_BLOCK: usize = 192;
+
+/// Which entries are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// The square of these examples with themselves: the lower half is computed, the upper is its mirror image.
+    Square(Range<usize>),
+    /// These rows against these columns.
+    Rectangle(Range<usize>, Range<usize>),
+    /// The diagonal of these examples.
+    Diagonal(Range<usize>),
+}
+
+/// One run of the core.
+pub struct Call<'a> {
+    /// What to compute.
+    pub program: &'a Program<'a>,
+    /// How it is cut.
+    pub blocks: &'a Blocks,
+    /// Instruction set.
+    pub isa: Isa,
+    /// Workers.
+    pub threads: usize,
+    /// Where entries go; the first row and column of the cut are its origin (of a diagonal: example 0).
+    pub out: Out,
+    /// Factor on every entry.
+    pub scale: f64,
+    /// Set when the caller wants to stop.
+    pub cancel: &'a AtomicBool,
+    /// Entries done so far, counted once a pass.
+    pub done: &'a AtomicU64,
+}
+
+/// What one worker keeps from task to task.
+struct Worker<F> {
+    acc: Buffer<F>,
+    scratch: Buffer<F>,
+    line: Vec<F>,
+}
+
+/// The packed examples of one side of a block.
+struct Side<F> {
+    panels: Vec<Buffer<F>>,
+    merged: Vec<Merged<F>>,
+    plain: Vec<PlainRows<F>>,
+}
+
+/// Two ranges of the same kind, which do not have to be the same range.
+#[derive(Clone, Debug)]
+struct Block {
+    rows: Range<usize>,
+    cols: Range<usize>,
+    triangle: bool,
+}
+
+/// Output pairs of one sweep and where they go.
+struct Pairs {
+    list: Vec<(usize, usize)>,
+    layout: Layout,
+}
+
+impl<'a> Call<'a> {
+    /// Compute a cut. Returns whether all entries are finite.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], or [`Error::Allocation`].
+    pub fn run<F: Real, const MR: usize>(&self, cut: &Cut) -> Result<bool, Error> {
+        let mut workers = self.workers::<F, MR>()?;
+        let finite = AtomicBool::new(true);
+        let single = !self.blocks.schedule.keeps_block();
+        let passes = &self.blocks.schedule.passes;
+        let mut packed: Option<(Range<usize>, Side<F>)> = None;
+        for block in self.blocks_of(cut) {
+            if single {
+                let empty = Pass::default();
+                let pass = passes.first().unwrap_or(&empty);
+                if packed.as_ref().is_none_or(|(range, _)| *range != block.rows) {
+                    drop(packed.take());
+                    let side = self.side::<F, MR>(pass, block.rows.clone(), false)?;
+                    packed = Some((block.rows.clone(), side));
+                }
+                let Some((_, rows)) = &packed else { continue };
+                let cols = self.side::<F, NR>(pass, block.cols.clone(), true)?;
+                for pairs in self.pairs() {
+                    let job =
+                        Job { call: self, cut, block: &block, pass, pairs: &pairs, write: true };
+                    job.sweep::<F, MR>((rows, &cols), Kept::none(), &mut workers, &finite);
+                }
+            } else {
+                let mut kept = self.kept::<F, MR>(&block)?;
+                for pairs in self.pairs() {
+                    kept.clear();
+                    for (index, pass) in passes.iter().enumerate() {
+                        let rows = self.side::<F, MR>(pass, block.rows.clone(), false)?;
+                        let cols = self.side::<F, NR>(pass, block.cols.clone(), true)?;
+                        let write = index + 1 == passes.len();
+                        let job =
+                            Job { call: self, cut, block: &block, pass, pairs: &pairs, write };
+                        let sides = (&rows, &cols);
+                        job.sweep::<F, MR>(sides, kept.borrow(), &mut workers, &finite);
+                    }
+                }
+            }
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+        }
+        Ok(finite.into_inner())
+    }
+
+    /// Entries that [`Call::run`] counts in `done`.
+    pub fn total<const MR: usize>(&self, cut: &Cut) -> u64 {
+        let passes = self.blocks.schedule.passes.len().max(1) * self.pairs().len();
+        let area = |block: &Block| -> u64 {
+            macro_tiles::<MR>(block, self.blocks.macro_side, cut).iter().map(Macro::area).sum()
+        };
+        self.blocks_of(cut).iter().map(area).sum::<u64>() * passes as u64
+    }
+
+    fn workers<F: Real, const MR: usize>(&self) -> Result<Vec<Worker<F>>, Error> {
+        let schedule = &self.blocks.schedule;
+        let side = self.blocks.macro_side;
+        let pairs = self.pairs().iter().map(|pairs| pairs.list.len()).max().unwrap_or(1);
+        let own = if schedule.keeps_block() { 0 } else { side * side * pairs };
+        let tiles = schedule.scratch.0 * (side / MR) + schedule.scratch.1;
+        (0..self.threads)
+            .map(|_| {
+                Ok(Worker {
+                    acc: Buffer::zeroed(own)?,
+                    scratch: Buffer::zeroed(tiles * MR * NR)?,
+                    line: Vec::new(),
+                })
+            })
+            .collect()
+    }
+
+    fn blocks_of(&self, cut: &Cut) -> Vec<Block> {
+        let ranges = |range: &Range<usize>| -> Vec<Range<usize>> {
+            let starts = range.clone().step_by(self.blocks.side);
+            starts.map(|start| start..(start + self.blocks.side).min(range.end)).collect()
+        };
+        match cut {
+            Cut::Square(range) => {
+                let parts = ranges(range);
+                let lower = (0..parts.len()).flat_map(|i| (0..=i).map(move |j| (i, j)));
+                lower
+                    .map(|(i, j)| {
+                        let (rows, cols) = (parts[i].clone(), parts[j].clone());
+                        Block { rows, cols, triangle: i == j }
+                    })
+                    .collect()
+            }
+            Cut::Rectangle(rows, cols) => {
+                let cols = ranges(cols);
+                let block = |rows: &Range<usize>, cols: &Range<usize>| Block {
+                    rows: rows.clone(),
+                    cols: cols.clone(),
+                    triangle: false,
+                };
+                let rows = ranges(rows);
+                rows.iter().flat_map(|rows| cols.iter().map(|cols| block(rows, cols))).collect()
+            }
+            Cut::Diagonal(range) => ranges(range)
+                .into_iter()
+                .map(|rows| Block { cols: rows.clone(), rows, triangle: true })
+                .collect(),
+        }
+    }
+
+    fn pairs(&self) -> Vec<Pairs> {
+        let outputs = self.program.outputs;
+        if !self.program.all_pairs {
+            let firsts = (0..outputs).step_by(PAIRS);
+            return firsts
+                .map(|first| Pairs {
+                    list: (first..(first + PAIRS).min(outputs)).map(|r| (r, r)).collect(),
+                    layout: Layout::Planes(first),
+                })
+                .collect();
+        }
+        let side = outputs.min(PAIRS.isqrt());
+        let ranges = || (0..outputs).step_by(side).map(move |r| r..(r + side).min(outputs));
+        let pair = |r: Range<usize>, s: Range<usize>| Pairs {
+            list: r.clone().flat_map(|r| s.clone().map(move |s| (r, s))).collect(),
+            layout: Layout::Blocks { outputs, r, s },
+        };
+        ranges()
+            .flat_map(|r| ranges().map(move |s| (r.clone(), s)))
+            .map(|(r, s)| pair(r, s))
+            .collect()
+    }
+
+    fn kept<F: Real, const MR: usize>(&self, block: &Block) -> Result<KeptBuffers<F>, Error> {
+        let pairs = self.pairs().iter().map(|pairs| pairs.list.len()).max().unwrap_or(1);
+        let whole = |range: &Range<usize>| range.len().next_multiple_of(STEP);
+        let elements = whole(&block.rows) * whole(&block.cols) * pairs;
+        let partial = elements * self.blocks.schedule.partials();
+        Ok(KeptBuffers { acc: Buffer::zeroed(elements)?, partial: Buffer::zeroed(partial)? })
+    }
+
+    /// Pack one side of a block for a pass.
+    fn side<F: Real, const W: usize>(
+        &self,
+        pass: &Pass,
+        range: Range<usize>,
+        cols: bool,
+    ) -> Result<Side<F>, Error> {
+        let whole = range.len().next_multiple_of(STEP);
+        let mut panels = Vec::new();
+        let nodes = || pass.nodes.iter().map(|&node| &self.program.nodes[node]);
+        for node in nodes() {
+            let k = pass.slice.as_ref().map_or(node.shape.k, ExactSizeIterator::len);
+            panels.push(Buffer::zeroed(whole * node.shape.units() * k)?);
+        }
+        let mut tasks = Vec::new();
+        for (node, buffer) in nodes().zip(&mut panels) {
+            let content = if cols { node.cols() } else { &node.rows };
+            let ks = pass.slice.clone().unwrap_or(0..node.shape.k);
+            let step = match content {
+                Content::Rows(_) => PACK_BLOCK,
+                Content::Table(_) => EXPAND_BLOCK,
+            };
+            let chunk = (step * node.shape.units() * ks.len()).max(1);
+            for (index, part) in buffer.chunks_mut(chunk).enumerate() {
+                let first = range.start + index * step;
+                let shape = node.shape;
+                tasks.push(PackTask { content, shape, ks: ks.clone(), first, part });
+            }
+        }
+        let mut idle = vec![(); self.threads];
+        pool::run(&mut idle, tasks, self.cancel, |(), task| {
+            task.run::<W>(self.isa, range.end);
+        });
+        let merged = pass.lookups.iter().map(|&l| self.merged(l, &range, cols)).collect();
+        let plain = pass.plain.iter().map(|&x| self.plain(x, &range, cols)).collect();
+        Ok(Side { panels, merged, plain })
+    }
+
+    fn merged<F: Real>(&self, lookup: usize, range: &Range<usize>, cols: bool) -> Merged<F> {
+        let spec = &self.program.lookups[lookup];
+        let (ids, rows) = spec.cols.as_ref().filter(|_| cols).unwrap_or(&spec.rows);
+        let firsts: Vec<usize> = range.clone().step_by(CHUNK).collect();
+        let mut chunks: Vec<Option<MergedChunk<F>>> = firsts.iter().map(|_| None).collect();
+        let mut idle = vec![(); self.threads];
+        let tasks: Vec<_> = firsts.into_iter().zip(&mut chunks).collect();
+        pool::run(&mut idle, tasks, self.cancel, |(), (first, chunk)| {
+            let examples = (first, (first + CHUNK).min(range.end));
+            *chunk = Some(MergedChunk::build(ids, rows, (spec.outputs, spec.k), examples));
+        });
+        Merged::new(chunks.into_iter().flatten().collect(), spec.outputs, spec.k)
+    }
+
+    fn plain<F: Real>(&self, plain: usize, range: &Range<usize>, cols: bool) -> PlainRows<F> {
+        let spec = &self.program.plain[plain];
+        let source = spec.cols.as_ref().filter(|_| cols).unwrap_or(&spec.rows);
+        let shape = (spec.outputs, source.positions(), spec.k);
+        PlainRows::build(source, shape, (range.start, range.end))
+    }
+}
+
+struct PackTask<'t, 'a, F> {
+    content: &'t Content<'a>,
+    shape: PanelShape,
+    ks: Range<usize>,
+    first: usize,
+    part: &'t mut [F],
+}
+
+impl<F: Real> PackTask<'_, '_, F> {
+    fn run<const W: usize>(self, isa: Isa, end: usize) {
+        match self.content {
+            Content::Rows(source) => self.rows::<W>(source, end),
+            Content::Table(table) => self.table::<W>(isa, table, end),
+        }
+    }
+
+    fn rows<const W: usize>(self, source: &Source<'_>, end: usize) {
+        pack_panels::<F, W>(source, (self.first, end), self.shape, (0, self.ks), self.part);
+    }
+
+    fn table<const W: usize>(self, isa: Isa, table: &Table<'_>, end: usize) {
+        expand_panels::<F, W>(isa, table, (self.first, end), self.ks, self.part);
+    }
+}
+
+struct KeptBuffers<F> {
+    acc: Buffer<F>,
+    partial: Buffer<F>,
+}
+
+impl<F: Real> KeptBuffers<F> {
+    fn clear(&mut self) {
+        self.acc.fill(F::ZERO);
+        self.partial.fill(F::ZERO);
+    }
+
+    fn borrow(&mut self) -> Kept<'_, F> {
+        Kept { acc: &mut self.acc, partial: &mut self.partial }
+    }
+}
+
+/// Accumulators of a whole block, kept between passes; empty for a single pass.
+struct Kept<'k, F> {
+    acc: &'k mut [F],
+    partial: &'k mut [F],
+}
+
+impl<F> Kept<'_, F> {
+    fn none() -> Self {
+        Self { acc: &mut [], partial: &mut [] }
+    }
+}
+
+/// Panels of a macro tile.
+#[derive(Clone, Debug)]
+struct Macro {
+    p: Range<usize>,
+    q: Range<usize>,
+    entries: u64,
+}
+
+impl Macro {
+    fn area(&self) -> u64 {
+        self.entries
+    }
+}
+
+/// Macro tiles of a block, those on the diagonal last: they are the small change that evens out the workers.
+fn macro_tiles<const MR: usize>(block: &Block, side: usize, cut: &Cut) -> Vec<Macro> {
+    let cuts = |len: usize| (0..len).step_by(side).map(move |a| a..(a + side).min(len));
+    let mut below = Vec::new();
+    let mut diagonal = Vec::new();
+    for rows in cuts(block.rows.len()) {
+        for cols in cuts(block.cols.len()) {
+            let on = rows.start == cols.start;
+            let wanted = match cut {
+                Cut::Diagonal(_) => on,
+                _ => !block.triangle || cols.start <= rows.start,
+            };
+            if wanted {
+                let half = if block.triangle && on { 2 } else { 1 };
+                let tile = Macro {
+                    p: rows.start / MR..rows.end.div_ceil(MR),
+                    q: cols.start / NR..cols.end.div_ceil(NR),
+                    entries: (rows.len() * cols.len() / half) as u64,
+                };
+                if block.triangle && on { diagonal.push(tile) } else { below.push(tile) }
+            }
+        }
+    }
+    below.append(&mut diagonal);
+    below
+}
+
+struct Job<'j, 'a> {
+    call: &'j Call<'a>,
+    cut: &'j Cut,
+    block: &'j Block,
+    pass: &'j Pass,
+    pairs: &'j Pairs,
+    write: bool,
+}
+
+impl Job<'_, '_> {
+    fn region(&self) -> Region {
+        let origins = match self.cut {
+            Cut::Square(range) => (range.start, range.start),
+            Cut::Rectangle(rows, cols) => (rows.start, cols.start),
+            Cut::Diagonal(_) => (0, 0),
+        };
+        Region {
+            out: self.call.out,
+            rows: self.block.rows.clone(),
+            cols: self.block.cols.clone(),
+            row_origin: origins.0,
+            col_origin: origins.1,
+            mirror: matches!(self.cut, Cut::Square(_)),
+            layout: self.pairs.layout.clone(),
+            scale: self.call.scale,
+        }
+    }
+
+    fn packed<'s, F: Real, const W: usize>(&self, side: &'s Side<F>) -> Vec<Packed<'s, F, W>> {
+        let nodes = self.pass.nodes.iter().zip(&side.panels);
+        nodes
+            .map(|(&node, panels)| {
+                let shape = self.call.program.nodes[node].shape;
+                let k = self.pass.slice.as_ref().map_or(shape.k, ExactSizeIterator::len);
+                Packed::new(panels, shape.units(), k)
+            })
+            .collect()
+    }
+
+    /// Sweep all macro tiles of the block. Kept accumulators come in and go out; without them each tile starts from zero.
+    fn sweep<F: Real, const MR: usize>(
+        &self,
+        (rows, cols): (&Side<F>, &Side<F>),
+        kept: Kept<'_, F>,
+        workers: &mut [Worker<F>],
+        finite: &AtomicBool,
+    ) {
+        let (row_panels, col_panels) = (self.packed(rows), self.packed(cols));
+        let merged: Vec<_> = rows.merged.iter().zip(&cols.merged).collect();
+        let plain: Vec<_> = rows.plain.iter().zip(&cols.plain).collect();
+        let region = self.region();
+        let diagonal_only = matches!(self.cut, Cut::Diagonal(_));
+        let tasks = self.tasks::<F, MR>(kept);
+        pool::run(workers, tasks, self.call.cancel, |worker, task| {
+            let job = Sweep {
+                groups: &self.pass.groups,
+                rows: &row_panels,
+                cols: &col_panels,
+                merged: &merged,
+                plain: &plain,
+                p: task.place.p.clone(),
+                q: task.place.q.clone(),
+                triangle: self.block.triangle,
+                diagonal_only,
+                examples: (self.block.rows.len(), self.block.cols.len()),
+                pairs: &self.pairs.list,
+                cancel: self.call.cancel,
+            };
+            let count = job.p.len() * job.q.len() * job.pairs.len();
+            let own = task.acc.is_empty();
+            let acc = if own { tiles(&mut worker.acc) } else { tiles(task.acc) };
+            let acc = &mut acc[..count];
+            if own {
+                acc.fill([[F::ZERO; MR]; NR]);
+            }
+            let partial = tiles::<F, MR>(task.partial);
+            sweep(self.call.isa, &job, acc, partial, tiles(&mut worker.scratch));
+            if self.write && !self.call.cancel.load(Ordering::Relaxed) {
+                let fine = if diagonal_only {
+                    region.write_diagonal(&job, acc)
+                } else {
+                    region.write(&job, acc, &mut worker.line)
+                };
+                if !fine {
+                    finite.store(false, Ordering::Relaxed);
+                }
+            }
+            self.call.done.fetch_add(task.place.entries, Ordering::Relaxed);
+        });
+    }
+
+    fn tasks<'k, F: Real, const MR: usize>(&self, kept: Kept<'k, F>) -> Vec<Task<'k, F>> {
+        let Kept { mut acc, mut partial } = kept;
+        let mut tasks = Vec::new();
+        for place in macro_tiles::<MR>(self.block, self.call.blocks.macro_side, self.cut) {
+            let elements = place.p.len() * place.q.len() * self.pairs.list.len() * MR * NR;
+            let mine = acc.split_off_mut(..elements.min(acc.len())).unwrap_or_default();
+            let slots = elements * self.call.blocks.schedule.partials();
+            let sums = partial.split_off_mut(..slots.min(partial.len())).unwrap_or_default();
+            tasks.push(Task { place, acc: mine, partial: sums });
+        }
+        tasks
+    }
+}
+
+/// A macro tile and its kept accumulators, if any.
+struct Task<'k, F> {
+    place: Macro,
+    acc: &'k mut [F],
+    partial: &'k mut [F],
+}
+
+fn tiles<F: Real, const MR: usize>(elements: &mut [F]) -> &mut [Tile<F, MR>] {
+    elements.as_chunks_mut::<MR>().0.as_chunks_mut::<NR>().0
+}

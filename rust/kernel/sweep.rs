@@ -1,0 +1,475 @@
+//! A macro tile: every leaf of a pass added to its accumulators, in order.
+//!
+//! Loops are numbered from the outside: 1 groups of leaves, 2 blocks of columns, 3 chain blocks, 4 row panels `p`, 5 column panels `q`,
+//! 6 output pairs, 7 leaves of the group; the register tile is `body.rs`. Loops 2 to 5 may change order without a change of bits.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use super::body::{add, add_product, add_two_products, add_weighted, chain, gram};
+use super::lookup::{self, Cross, Match, Merged, PlainRows};
+use super::{KC, NR, Packed, Real, Tile};
+
+/// Column panels that a wide group keeps in cache while the row panels pass.
+pub const WIDE_COLS: usize = 16;
+/// Pairs of positions added up before they join the running sum of a leaf.
+const PAIR_CHAIN: usize = 256;
+
+/// Where a step finds a Gram tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// Contract the panels of this node.
+    Fresh(usize),
+    /// Contract the panels of node `.0` and keep the tile in slot `.1`.
+    Keep(usize, usize),
+    /// Take slot `.0`.
+    Kept(usize),
+}
+
+/// One leaf: `acc += weight * a [* b]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// Left Gram tile.
+    pub a: Operand,
+    /// Right Gram tile; a dense leaf has none.
+    pub b: Option<Operand>,
+    /// Factor on the leaf's kernel.
+    pub weight: f64,
+}
+
+/// A leaf with positions, groups or several outputs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Positions {
+    /// Node of the left factor; a dense leaf has none.
+    pub acts: Option<usize>,
+    /// Node of the right factor.
+    pub cots: usize,
+    /// Blocks `G`.
+    pub groups: usize,
+    /// Positions `T`.
+    pub positions: usize,
+    /// Whether the left factor differs between outputs (tied uses).
+    pub acts_by_output: bool,
+    /// Factor on the leaf's kernel.
+    pub weight: f64,
+}
+
+/// Leaves that run through the same loops.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Group {
+    /// Narrow leaves: all panels of a register tile stay in the first-level cache. At most [`Group::SLOTS`] tiles are kept.
+    Narrow(Vec<Step>),
+    /// Wide leaves: nodes in blocks of [`KC`], all kept (operands are `Kept(position in nodes)`).
+    Wide {
+        /// Nodes to contract.
+        nodes: Vec<usize>,
+        /// Leaves to add.
+        steps: Vec<Step>,
+    },
+    /// A slice of the features of one node, added to a partial sum that is kept between passes.
+    Slice {
+        /// The node.
+        node: usize,
+        /// Which partial sum.
+        slot: usize,
+        /// Whether this is the first slice, which starts the sum.
+        first: bool,
+    },
+    /// Add a leaf whose partial sums are whole.
+    Finish {
+        /// Partial sums to multiply: one for a dense leaf, two for a product.
+        factors: usize,
+        /// Factor on the leaf's kernel.
+        weight: f64,
+    },
+    /// See [`Positions`].
+    Positions(Positions),
+    /// See [`Match`].
+    Match(Match),
+    /// See [`Cross`].
+    Cross(Cross),
+}
+
+impl Group {
+    /// Tiles that a narrow group may keep.
+    pub const SLOTS: usize = 8;
+}
+
+/// What a macro tile reads.
+pub struct Sweep<'a, F, const MR: usize> {
+    /// The pass.
+    pub groups: &'a [Group],
+    /// Row panels by node.
+    pub rows: &'a [Packed<'a, F, MR>],
+    /// Column panels by node.
+    pub cols: &'a [Packed<'a, F, NR>],
+    /// Merged look-ups (rows, columns).
+    pub merged: &'a [(&'a Merged<F>, &'a Merged<F>)],
+    /// Plain rows (rows, columns).
+    pub plain: &'a [(&'a PlainRows<F>, &'a PlainRows<F>)],
+    /// Row panels of this macro tile.
+    pub p: Range<usize>,
+    /// Column panels of this macro tile.
+    pub q: Range<usize>,
+    /// Rows and columns are the same examples: register tiles wholly above the diagonal are left out.
+    pub triangle: bool,
+    /// Only register tiles that meet the diagonal are wanted.
+    pub diagonal_only: bool,
+    /// Examples of the block (rows, columns); lanes beyond are padding.
+    pub examples: (usize, usize),
+    /// Output pairs `(r, s)`, in the order of the accumulators.
+    pub pairs: &'a [(usize, usize)],
+    /// Set when the caller wants to stop.
+    pub cancel: &'a AtomicBool,
+}
+
+impl<F: Real, const MR: usize> Sweep<'_, F, MR> {
+    /// Whether register tile `(p, q)` is wanted.
+    #[inline(always)]
+    pub fn wanted(&self, p: usize, q: usize) -> bool {
+        let below = MR * p + MR > NR * q;
+        let above = NR * q + NR > MR * p;
+        (!self.triangle || below) && (!self.diagonal_only || (below && above))
+    }
+
+    #[inline(always)]
+    pub(super) fn at(&self, p: usize, q: usize) -> usize {
+        ((p - self.p.start) * self.q.len() + q - self.q.start) * self.pairs.len()
+    }
+
+    fn stopped(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+}
+
+/// Run the pass over one macro tile. `acc` holds `p x q x pairs` register tiles, `partial` none or as many for each slot.
+#[inline(always)]
+pub(super) fn run<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    acc: &mut [Tile<F, MR>],
+    partial: &mut [Tile<F, MR>],
+    scratch: &mut [Tile<F, MR>],
+) {
+    for group in job.groups {
+        match group {
+            Group::Narrow(steps) => narrow(job, steps, acc),
+            Group::Wide { nodes, steps } => wide(job, nodes, steps, acc, scratch),
+            Group::Slice { node, slot, first } => {
+                slice(job, *node, *first, &mut partial[slot * acc.len()..][..acc.len()]);
+            }
+            Group::Finish { factors, weight } => {
+                finish(F::from_f64(*weight), acc, partial, *factors);
+            }
+            Group::Positions(term) => positions(job, term, acc, scratch),
+            Group::Match(term) => lookup::add_match(job, term, acc),
+            Group::Cross(term) => lookup::add_cross(job, term, acc),
+        }
+        if job.stopped() {
+            return;
+        }
+    }
+}
+
+#[inline(always)]
+fn narrow<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    steps: &[Step],
+    acc: &mut [Tile<F, MR>],
+) {
+    let mut kept = [[[F::ZERO; MR]; NR]; Group::SLOTS];
+    for p in job.p.clone() {
+        for q in job.q.clone() {
+            if !job.wanted(p, q) {
+                continue;
+            }
+            let acc = &mut acc[job.at(p, q)];
+            for step in steps {
+                let a = operand(job, step.a, p, q, &mut kept);
+                let weight = F::from_f64(step.weight);
+                match step.b {
+                    None => add_weighted(acc, weight, &a),
+                    Some(b) => {
+                        let b = operand(job, b, p, q, &mut kept);
+                        add_product(acc, weight, &a, &b);
+                    }
+                }
+            }
+        }
+        if job.stopped() {
+            return;
+        }
+    }
+}
+
+#[inline(always)]
+fn operand<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    operand: Operand,
+    p: usize,
+    q: usize,
+    kept: &mut [Tile<F, MR>; Group::SLOTS],
+) -> Tile<F, MR> {
+    match operand {
+        Operand::Fresh(node) => chain(job.rows[node].panel(p, 0), job.cols[node].panel(q, 0)),
+        Operand::Keep(node, slot) => {
+            kept[slot] = chain(job.rows[node].panel(p, 0), job.cols[node].panel(q, 0));
+            kept[slot]
+        }
+        Operand::Kept(slot) => kept[slot],
+    }
+}
+
+#[inline(always)]
+fn wide<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    nodes: &[usize],
+    steps: &[Step],
+    acc: &mut [Tile<F, MR>],
+    scratch: &mut [Tile<F, MR>],
+) {
+    let tiles = job.p.len() * WIDE_COLS;
+    let mut first = job.q.start;
+    while first < job.q.end {
+        let block = first..(first + WIDE_COLS).min(job.q.end);
+        for (slot, &node) in nodes.iter().enumerate() {
+            let grams = &mut scratch[slot * tiles..][..tiles];
+            let at = |p: usize, q: usize| (p - job.p.start) * WIDE_COLS + q - block.start;
+            grams_by_blocks(job, node, (0, 0), &block, grams, at, true);
+            if job.stopped() {
+                return;
+            }
+        }
+        for p in job.p.clone() {
+            for q in block.clone() {
+                if !job.wanted(p, q) {
+                    continue;
+                }
+                let acc = &mut acc[job.at(p, q)];
+                let cell = (p - job.p.start) * WIDE_COLS + q - block.start;
+                let tile = |operand| match operand {
+                    Operand::Kept(slot) | Operand::Keep(_, slot) | Operand::Fresh(slot) => {
+                        &scratch[slot * tiles + cell]
+                    }
+                };
+                for step in steps {
+                    let weight = F::from_f64(step.weight);
+                    match step.b {
+                        None => add_weighted(acc, weight, tile(step.a)),
+                        Some(b) => add_product(acc, weight, tile(step.a), tile(b)),
+                    }
+                }
+            }
+        }
+        first = block.end;
+    }
+}
+
+/// Add the chains of a node's features to `grams`, chain block by chain block; `fresh` starts from nothing.
+#[inline(always)]
+fn grams_by_blocks<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    node: usize,
+    (row_unit, col_unit): (usize, usize),
+    block: &Range<usize>,
+    grams: &mut [Tile<F, MR>],
+    at: impl Fn(usize, usize) -> usize,
+    fresh: bool,
+) {
+    let k = job.rows[node].k();
+    let mut k0 = 0;
+    while k0 == 0 || k0 < k {
+        let ks = k0..(k0 + KC).min(k);
+        for p in job.p.clone() {
+            let row = &job.rows[node].panel(p, row_unit)[ks.clone()];
+            for q in block.clone() {
+                if !job.wanted(p, q) {
+                    continue;
+                }
+                let col = &job.cols[node].panel(q, col_unit)[ks.clone()];
+                let sum = chain(row, col);
+                let gram = &mut grams[at(p, q)];
+                if fresh && k0 == 0 {
+                    *gram = sum;
+                } else {
+                    add(gram, &sum);
+                }
+            }
+        }
+        k0 += KC;
+    }
+}
+
+#[inline(always)]
+fn slice<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    node: usize,
+    fresh: bool,
+    partial: &mut [Tile<F, MR>],
+) {
+    let mut first = job.q.start;
+    while first < job.q.end {
+        let block = first..(first + WIDE_COLS).min(job.q.end);
+        for (pair, &(r, s)) in job.pairs.iter().enumerate() {
+            grams_by_blocks(job, node, (r, s), &block, partial, |p, q| job.at(p, q) + pair, fresh);
+            if job.stopped() {
+                return;
+            }
+        }
+        first = block.end;
+    }
+}
+
+#[inline(always)]
+fn finish<F: Real, const MR: usize>(
+    weight: F,
+    acc: &mut [Tile<F, MR>],
+    partial: &[Tile<F, MR>],
+    factors: usize,
+) {
+    let (a, b) = partial.split_at(acc.len());
+    if factors == 1 {
+        for (acc, a) in acc.iter_mut().zip(a) {
+            add_weighted(acc, weight, a);
+        }
+    } else {
+        for ((acc, a), b) in acc.iter_mut().zip(a).zip(b) {
+            add_product(acc, weight, a, b);
+        }
+    }
+}
+
+#[inline(always)]
+fn positions<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    term: &Positions,
+    acc: &mut [Tile<F, MR>],
+    scratch: &mut [Tile<F, MR>],
+) {
+    let pairs = job.pairs.len();
+    let (chains, sums) = scratch.split_at_mut(pairs);
+    for p in job.p.clone() {
+        for q in job.q.clone() {
+            if !job.wanted(p, q) {
+                continue;
+            }
+            let at = job.at(p, q);
+            let acc = &mut acc[at..at + pairs];
+            if term.groups * term.positions == 1 {
+                single(job, term, (p, q), acc);
+            } else {
+                let sums = &mut sums[..pairs];
+                all_positions(job, term, (p, q), chains, sums);
+                for (acc, sum) in acc.iter_mut().zip(sums) {
+                    add_weighted(acc, F::from_f64(term.weight), sum);
+                }
+            }
+            if job.stopped() {
+                return;
+            }
+        }
+    }
+}
+
+/// One group, one position, many outputs.
+#[inline(always)]
+fn single<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    term: &Positions,
+    (p, q): (usize, usize),
+    acc: &mut [Tile<F, MR>],
+) {
+    let weight = F::from_f64(term.weight);
+    let mut left = None;
+    for (acc, &(r, s)) in acc.iter_mut().zip(job.pairs) {
+        if let Some(node) = term.acts
+            && (left.is_none() || term.acts_by_output)
+        {
+            let units = if term.acts_by_output { (r, s) } else { (0, 0) };
+            left = Some(whole_gram(job, node, (p, q), units));
+        }
+        let right = whole_gram(job, term.cots, (p, q), (r, s));
+        match &left {
+            Some(left) => add_product(acc, weight, left, &right),
+            None => add_weighted(acc, weight, &right),
+        }
+    }
+}
+
+#[inline(always)]
+fn whole_gram<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    node: usize,
+    (p, q): (usize, usize),
+    (row, col): (usize, usize),
+) -> Tile<F, MR> {
+    gram(job.rows[node].panel(p, row), job.cols[node].panel(q, col))
+}
+
+/// `sums[pair] = sum over groups and pairs of positions`, pairs `(t, u)` and `(u, t)` together.
+#[inline(always)]
+fn all_positions<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    term: &Positions,
+    at: (usize, usize),
+    chains: &mut [Tile<F, MR>],
+    sums: &mut [Tile<F, MR>],
+) {
+    sums.fill([[F::ZERO; MR]; NR]);
+    chains.fill([[F::ZERO; MR]; NR]);
+    let mut length = 0;
+    for g in 0..term.groups {
+        for t in 0..term.positions {
+            for u in 0..=t {
+                position_pair(job, term, at, (g, t, u), chains);
+                length += 1;
+                if length == PAIR_CHAIN {
+                    join(sums, chains);
+                    length = 0;
+                }
+            }
+            if job.stopped() {
+                return;
+            }
+        }
+    }
+    join(sums, chains);
+}
+
+#[inline(always)]
+fn join<F: Real, const MR: usize>(sums: &mut [Tile<F, MR>], chains: &mut [Tile<F, MR>]) {
+    for (sum, chain) in sums.iter_mut().zip(chains) {
+        add(sum, chain);
+        *chain = [[F::ZERO; MR]; NR];
+    }
+}
+
+#[inline(always)]
+fn position_pair<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    term: &Positions,
+    (p, q): (usize, usize),
+    (g, t, u): (usize, usize, usize),
+    chains: &mut [Tile<F, MR>],
+) {
+    let unit = |r: usize, t: usize| (r * term.groups + g) * term.positions + t;
+    let mut left = [[F::ONE; MR]; NR];
+    let mut left_turned = left;
+    for (index, (chain, &(r, s))) in chains.iter_mut().zip(job.pairs).enumerate() {
+        if let Some(node) = term.acts
+            && (index == 0 || term.acts_by_output)
+        {
+            let (r, s) = if term.acts_by_output { (r, s) } else { (0, 0) };
+            left = whole_gram(job, node, (p, q), (unit(r, t), unit(s, u)));
+            if t != u {
+                left_turned = whole_gram(job, node, (p, q), (unit(r, u), unit(s, t)));
+            }
+        }
+        let right = whole_gram(job, term.cots, (p, q), (unit(r, t), unit(s, u)));
+        if t == u {
+            add_product(chain, F::ONE, &left, &right);
+        } else {
+            let turned = whole_gram(job, term.cots, (p, q), (unit(r, u), unit(s, t)));
+            add_two_products(chain, (&left, &right), (&left_turned, &turned));
+        }
+    }
+}
