@@ -81,6 +81,7 @@ def test_help_is_there_for_every_command(command, capsys):
         ["assemble", "F", "K.npy", "--part", "1"],
         ["assemble", "F", "K.npy", "--tile", "0"],
         ["assemble", "F", "K.npy", "--threads", "-1"],
+        ["assemble", "F", "K.npy", "--memory", "4 gigs"],
         ["assemble", "F", "K.npy", "--outputs", "some"],
         ["assemble", "F", "K.npy", "--leaf-weight", "fc"],
         ["assemble", "F", "K.npy", "--leaf-weight", "fc=much"],

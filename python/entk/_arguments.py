@@ -54,6 +54,19 @@ def positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 1")
 
 
+def memory(text: str) -> str | int:
+    """Check a size such as ``4GiB``, or a number of bytes."""
+    from entk._errors import InputError
+    from entk._options import parse_bytes
+
+    size = int(text) if text.isdecimal() else text
+    try:
+        parse_bytes(size)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return size
+
+
 def tiles(text: str) -> str | int:
     """Read ``all``, or how many tiles to sample."""
     return text if text == "all" else positive(text)
@@ -74,7 +87,7 @@ def problem(parser: argparse.ArgumentParser, *, needs_out: bool) -> None:
     add("--outputs", type=outputs, help="full, sum, trace, diagonal, a number, or weights.npy")
     add("--dtype", choices=("float32", "float64"), help="of the result")
     add("--accumulate", choices=("float32", "float64"), help="of the sums")
-    add("--memory", help="bound on what the work adds, e.g. 4GiB")
+    add("--memory", type=memory, help="bound on what the work adds, e.g. 4GiB")
     add("--threads", type=positive, help="worker threads (all usable cores)")
     add("--engine", choices=("fused", "blas"), help="fused: bit-reproducible (the default)")
     add("--leaf-weight", type=leaf_weight, action="append", default=[], metavar="NAME=W",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from entk import Factors
 
 ROUNDS = 5
+PEAK_SECONDS = 0.2
 
 
 def random_factors(n: int, width: int, sum_of_widths: int, dtype: str = "float32") -> Factors:
@@ -46,11 +46,14 @@ def useful_flops(factors: Factors) -> int:
     return factors.n * (factors.n + 1) * widths
 
 
-def usable_cores() -> int:
-    """Count the cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def fma_peak(threads: int) -> float:
+    """Measure the float32 multiply-add rate of all `threads` together, in flops a second."""
+    from entk import _core
+    from entk._options import instruction_set
+
+    return _core.fma_peak(
+        double=False, threads=threads, isa=instruction_set(), seconds=PEAK_SECONDS
+    )
 
 
 def measure(
@@ -68,16 +71,16 @@ def measure(
 
     factors = random_factors(n, width, sum_of_widths)
     flops = useful_flops(factors)
-    workers = threads or usable_cores()
+    workers = threads or _core.usable_cores()
     out = np.empty((n, n), np.float32)
     entk.assemble(factors, out=out, threads=workers)
     seconds, fractions = [], []
     for _ in range(ROUNDS):
-        peak = _core.fma_peak("float32", workers) * workers
+        peak = fma_peak(workers)
         with Cost() as cost:
             entk.assemble(factors, out=out, threads=workers)
         seconds.append(cost.seconds)
-        fractions.append(flops / cost.seconds / 1e9 / peak)
+        fractions.append(flops / cost.seconds / peak)
     median = statistics.median(seconds)
     data: dict[str, object] = {
         "n": n,

@@ -72,8 +72,11 @@ def cmd_plan(options: argparse.Namespace) -> int:
     import entk
 
     plan = entk.plan(options.factors, options.other, **problem(options))
-    names = ("tiles", "flops", "peak_bytes", "read_bytes", "out_bytes", "leaves")
-    emit(options, {name: getattr(plan, name) for name in names}, str(plan))
+    names = ("shape", "dtype", "flops", "peak_bytes", "read_bytes", "out_bytes")
+    data: dict[str, object] = {name: getattr(plan, name) for name in names}
+    data["tiles"] = len(plan.tiles)
+    data["leaves"] = [leaf._asdict() for leaf in plan.leaves]
+    emit(options, data, str(plan))
     return 0
 
 
@@ -126,11 +129,12 @@ def cmd_info(options: argparse.Namespace) -> int:
     import entk
 
     if options.path is None:
-        config = entk.show_config()
+        from entk._config import config
+
         if options.json:
-            print(json.dumps(config, default=plain))
-        elif config is not None:
-            print(config)
+            print(json.dumps(config(), default=plain))
+        else:
+            entk.show_config()
         return 0
     found = entk.open(options.path, partial=True)
     if isinstance(found, entk.Factors):
