@@ -7,8 +7,8 @@ def two_layer(seed, width, outputs, samples, inputs=32, shared=0.0):
     """Return the full kernel, the summed kernel and rho of ``f = V relu(W x) / sqrt(width)``.
 
     The kernel is ``delta_op phi.phi'/n + (x.x')/n sum_k c_k V_ok V_pk`` with
-    ``c_k = relu'_k relu'_k'``; rho is that of the first sample with itself. `shared` adds a direction that
-    all rows of the head have in common.
+    ``c_k = relu'_k relu'_k'``; rho is that of the first sample with itself. `shared` adds a
+    direction that all rows of the head have in common.
     """
     rng = np.random.default_rng([seed, width, outputs])
     x = rng.standard_normal((samples, inputs)) / np.sqrt(inputs)

@@ -114,7 +114,7 @@ def rms(values):
 
 def test_errors_halve_when_the_width_grows_fourfold():
     table = np.array(
-        [[metrics.compare(*two_layer(s, w, 5, 40)[1::-1])[:4] for s in range(2)] for w in WIDTHS]
+        [[metrics.compare(*two_layer(s, w, 5, 30)[1::-1])[:4] for s in range(2)] for w in WIDTHS]
     ).mean(axis=1)
     slope = np.polyfit(np.log(WIDTHS), np.log(table[:, 0]), 1)[0]
     assert abs(slope + 0.5) < SLOPE

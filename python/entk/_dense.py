@@ -6,8 +6,6 @@ and promotes while it reads; nothing of the size of the kernel is copied unless 
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -255,22 +253,3 @@ def ridge_of(ridge: ArrayLike, n: int) -> Float:
             f"ridge must be >= 0 (got {np.atleast_1d(value)[np.atleast_1d(bad)][0]:g})"
         )
     return value
-
-
-def memory_limit(memory: int | str | None) -> int:
-    """Return the bound in bytes that `memory` means; None is half of what is left.
-
-    Raises
-    ------
-    InputError
-        If it is neither a positive number of bytes nor like "4GiB".
-    """
-    if memory is None:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    match = re.fullmatch(r"([0-9.]+) ?([KMGT]?)(i?)B", memory) if isinstance(memory, str) else None
-    if match:
-        base = 1024 if match[3] else 1000
-        memory = int(float(match[1]) * base ** " KMGT".index(match[2] or " "))
-    if isinstance(memory, bool) or not isinstance(memory, (int, np.integer)) or memory < 1:
-        raise InputError(f"memory: {memory!r} not understood (examples: '4GiB', 4_000_000_000)")
-    return int(memory)

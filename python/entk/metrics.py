@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from entk import _dense, _targets
 from entk._dense import Float, Matrix
 from entk._errors import InputError
-from entk.linalg import condition_number, eigsh, eigvalsh
+from entk.linalg import _limits, eigsh, eigvalsh
 
 
 class Comparison(NamedTuple):
@@ -87,8 +87,8 @@ def compare(K1: Any, K2: Any) -> Comparison:
         return Comparison(0.0, 1.0, 1.0, 1.0, 0.0)
     apart, truth = _norms(first, second, size)
     alignment = _alignment(first, second, size, blocks)
-    top = _ratio(_largest(first), _largest(second))
-    kappa = _ratio(float(condition_number(K1)), float(condition_number(K2)))
+    (low1, top1), (low2, top2) = _ends(first), _ends(second)
+    top, kappa = _ratio(top1, top2), _ratio(_condition(low1, top1), _condition(low2, top2))
     spread = np.sqrt(size)  # each entry of size noise / sqrt(n): the norm of a random matrix
     floor = _ratio((first.noise + second.noise) * spread / 2.0, truth)
     return Comparison(_ratio(apart, truth), alignment, top, kappa, floor)
@@ -243,6 +243,18 @@ def _norms(first: Matrix, second: Matrix, size: int) -> tuple[float, float]:
 def _norm(matrix: Matrix) -> float:
     parts = [np.linalg.norm(matrix.block(s, slice(0, matrix.n))) for s in matrix.strips()]
     return float(np.linalg.norm(np.array(parts)))
+
+
+def _ends(matrix: Matrix) -> tuple[float, float]:
+    """Return the smallest and the largest eigenvalue."""
+    if _limits.fits(8 * matrix.n**2, None):
+        values = eigvalsh(matrix)
+        return float(values[0]), float(values[-1])
+    return float(eigsh(matrix, 1, which="SA").values[0]), _largest(matrix)
+
+
+def _condition(low: float, high: float) -> float:
+    return high / low if low > 0 else float("inf")
 
 
 def _largest(matrix: Matrix) -> float:

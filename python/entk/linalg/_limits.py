@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from entk._dense import memory_limit
 from entk._errors import MemoryLimitError, SizeError
+from entk._options import memory_limit
+from entk._plan import in_bytes
 
 INT32: Final = 2**31 - 1
 
@@ -40,18 +41,9 @@ def check_lapack(routine: str, n: int, *, columns: int = 1, integers: int = INT3
         )
 
 
-def human(size: float) -> str:
-    """Write a number of bytes as KiB, MiB or GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
 def fits(size: int, memory: int | str | None) -> bool:
     """Whether `size` bytes fit the limit."""
-    return size <= memory_limit(memory)
+    return size <= memory_limit(memory).limit
 
 
 def require(size: int, memory: int | str | None, what: str, advice: str) -> None:
@@ -63,7 +55,8 @@ def require(size: int, memory: int | str | None, what: str, advice: str) -> None
         Naming what is needed, the limit, and what to do.
     """
     limit = memory_limit(memory)
-    if size > limit:
+    if size > limit.limit:
         raise MemoryLimitError(
-            f"{what} needs {human(size)} ({size} bytes), limit {human(limit)}; {advice}"
+            f"{what} needs {in_bytes(size)} ({size} bytes), limit {in_bytes(limit.limit)} "
+            f"({limit.source}); {advice}"
         )

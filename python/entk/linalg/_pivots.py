@@ -78,8 +78,8 @@ def check_pivots(
         i = int(np.argmin(pivots))
         warnings.warn(
             f"noise floor {matrix.floor:.1e}*mean(diag) exceeds pivot {first + i} = "
-            f"{pivots[i]:.1e} (ridge {np.max(ridge):.3g}): the factor follows the rounding of this {matrix.dtype} "
-            'kernel; add a ridge above the floor or assemble with dtype="float64"',
+            f"{pivots[i]:.1e} (ridge {np.max(ridge):.3g}): the factor follows the rounding of this "
+            f"{matrix.dtype} kernel; add a ridge above the floor or assemble with dtype='float64'",
             PrecisionWarning,
             stacklevel=4,
         )

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from entk._dense import Float, Matrix, memory_limit
+from entk._dense import Float, Matrix
 from entk._errors import InputError, MemoryLimitError, StoreError, StoreSpaceError
-from entk.linalg import _limits, _pivots
+from entk._options import memory_limit
+from entk._plan import in_bytes
+from entk.linalg import _pivots
 
 SMALLEST = 16  # rows of a tile below which the work is all overhead
 LARGEST = 4096
@@ -36,14 +38,14 @@ def side(n: int, memory: int | str | None) -> int:
     MemoryLimitError
         Naming the smallest limit that would do.
     """
-    limit = memory_limit(memory)
+    limit = memory_limit(memory).limit
     b = int((np.sqrt(float(n) ** 2 + 2.0 * limit) - n) / 8)
     least = min(SMALLEST, n)
     if b < least:
         need = 8 * (n * SMALLEST + 4 * SMALLEST**2) + 8 * SMALLEST
         raise MemoryLimitError(
-            f"a factorisation of {n} rows by tiles needs at least {_limits.human(need)} "
-            f"({need} bytes); got {_limits.human(limit)}"
+            f"a factorisation of {n} rows by tiles needs at least {in_bytes(need)} "
+            f"({need} bytes); got {in_bytes(limit)}"
         )
     return max(1, min(b, LARGEST, n))
 
@@ -144,5 +146,5 @@ def _allocate(path: Path) -> None:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 return  # a file system without fallocate: the map will do what it can
             raise StoreSpaceError(
-                f"no space left for {path.name} (needs {_limits.human(size)})"
+                f"no space left for {path.name} (needs {in_bytes(size)})"
             ) from error

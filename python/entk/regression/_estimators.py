@@ -389,11 +389,12 @@ def _is_plain(X: Any) -> bool:
 def _kernel_of(factors: Any, other: Any, outputs: Any) -> Any:
     """Assemble where it fits, else hand out the operator."""
     import entk
+    from entk._assemble import assemble
 
     rows = factors.n * factors.rows
     columns = rows if other is None else other.n * other.rows
     if _limits.fits(8 * rows * columns, None):
-        return entk.assemble(factors, other, outputs=outputs, dtype="float64")
+        return assemble(factors, other, outputs=outputs, dtype="float64")
     return entk.KernelOperator(factors, other, outputs=outputs)
 
 
