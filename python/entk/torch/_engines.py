@@ -1,0 +1,304 @@
+"""Two ways to run a plan on a batch: all examples at once under `torch.func`, or one by one.
+
+Both give the same thing: for every leaf with sites its factors, for every free leaf its Jacobian.
+`Together` is one forward and one backward pass for the batch; the rows of the output are pulled
+back by a Python loop inside the one level of `vmap`, because a second level is wrong for some
+operations (`nn.PReLU`). `OneByOne` can do whatever autograd can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from entk.torch._network import Network
+from entk.torch._plan import Plan, TableUse, table_use
+from entk.torch._rows import Rows
+from entk.torch._taps import Perturb, Site, Tap
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an engine made for ``b`` examples.
+
+    Attributes
+    ----------
+    pairs : dict
+        Leaf to its uses: acts ``(b, G, T, d_in)`` with cots ``(b, R, G, T, d_out)``, or ids
+        ``(b, T)`` with cots ``(b, R, T, d)``.
+    free : dict
+        Leaf to its Jacobian ``(b, R, P)``; None if it is known that no gradient reaches it.
+    """
+
+    pairs: dict[str, list[Pair]]
+    free: dict[str, Tensor | None]
+
+
+class SitesDifferError(Exception):
+    """An example used a leaf in a way that the plan does not know.
+
+    Attributes
+    ----------
+    tap : Tap
+        What the example showed.
+    leaf, why
+        The leaf and what to say of it, or None if it was merely not used before.
+    """
+
+    def __init__(self, tap: Tap, leaf: str, why: str | None) -> None:
+        super().__init__(f"layer {leaf!r}: {why}")
+        self.tap = tap
+        self.leaf = leaf
+        self.why = why
+
+
+class Engine(Protocol):
+    """Runs a plan on a batch."""
+
+    name: str
+
+    def __call__(self, plan: Plan, tensors: Sequence[Tensor], own: Tensor) -> Result:
+        """Return the factors of a batch; `own` are its rows, ``(b, O)``."""
+
+
+class Together:
+    """All examples at once, by ``vmap`` over ``vjp``."""
+
+    name = "torch.func"
+
+    def __init__(self, network: Network, rows: Rows) -> None:
+        self._network = network
+        self._rows = rows
+
+    def __call__(self, plan: Plan, tensors: Sequence[Tensor], own: Tensor) -> Result:
+        """Return the factors of a batch."""
+
+        def one(row: Tensor, *example: Tensor) -> tuple[dict[str, list[Pair]], dict[str, Tensor]]:
+            return self._one(plan, example, row)
+
+        pairs, free = vmap(one, randomness="error")(own, *tensors)
+        return Result(pairs, {**free})
+
+    def _one(
+        self, plan: Plan, example: Sequence[Tensor], own: Tensor
+    ) -> tuple[dict[str, list[Pair]], dict[str, Tensor]]:
+        network = self._network
+        free = {k: network.parameters[k] for k in plan.free}
+        fixed = {k: p for k, p in network.parameters.items() if k not in free}
+        zeros = [torch.zeros(s.shape, dtype=s.dtype, device=own.device) for s in plan.sites]
+        sites: list[Site] = []
+
+        def run(zeros: list[Tensor], free: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+            tap = Tap({k: fixed[k] for k in plan.tapped}, _expected(zeros))
+
+            def work() -> Tensor:
+                with tap:
+                    return network.single(example)
+
+            out = network.substituted({**fixed, **free}, work)
+            _check_same(plan, tap)
+            sites.extend(tap.sites)
+            return out, [site.use.acts for site in sites]
+
+        out, pull, acts = vjp(run, zeros, free, has_aux=True)  # type: ignore[misc]
+        pulled = [pull(row) for row in self._rows.each(own, out)]
+        pairs = {
+            part.name: [
+                _joined(
+                    [acts[k] for k in use.sites],
+                    [[sites[k].cots(d[k]) for k in use.sites] for d, _ in pulled],
+                    use,
+                )
+                for use in part.uses
+            ]
+            for part in plan.parts
+            if part.uses
+        }
+        return pairs, {k: torch.stack([d[k].reshape(-1) for _, d in pulled]) for k in free}
+
+
+class OneByOne:
+    """Each example by itself, by plain autograd."""
+
+    name = "autograd, one example at a time"
+
+    def __init__(self, network: Network, rows: Rows) -> None:
+        self._network = network
+        self._rows = rows
+
+    def __call__(self, plan: Plan, tensors: Sequence[Tensor], own: Tensor) -> Result:
+        """Return the factors of a batch."""
+        ones = [self._one(plan, [t[i] for t in tensors], own[i]) for i in range(own.shape[0])]
+        pairs = {
+            part.name: [
+                _stacked([one.pairs[part.name][i] for one in ones], use)
+                for i, use in enumerate(part.uses)
+            ]
+            for part in plan.parts
+            if part.uses
+        }
+        free = {k: _concatenated([one.free[k] for one in ones]) for k in plan.free}
+        return Result(pairs, free)
+
+    def _one(self, plan: Plan, example: Sequence[Tensor], own: Tensor) -> Result:
+        network = self._network
+        free = {
+            k: network.scripted.get(k, network.parameters[k].detach().requires_grad_())
+            for k in plan.free
+        }
+        zeros: list[Tensor] = []
+
+        def perturb(_: int, out: Tensor) -> Tensor:
+            zeros.append(torch.zeros_like(out, requires_grad=True))
+            return zeros[-1]
+
+        watched = plan.tapped | plan.unseen
+        tap = Tap({k: {**network.parameters, **free}[k] for k in watched}, perturb)
+
+        def work() -> list[list[Tensor | None]]:
+            with tap:
+                out = network.single(example)
+            variables = [*zeros, *free.values()]
+            return [_grads(out, variables, row) for row in self._rows.each(own, out)]
+
+        pulled = network.substituted({**network.parameters, **free}, work)
+        assigned = _assigned(plan, tap, network.parameters)
+        seen = _Pulled(tap.sites, [_or_zeros(row, zeros) for row in pulled])
+        pairs = {
+            part.name: [
+                seen.factors(use, assigned[part.name, i], network.parameters[part.leaf])
+                for i, use in enumerate(part.uses)
+            ]
+            for part in plan.parts
+            if part.uses
+        }
+        rows = [row[len(zeros) :] for row in pulled]
+        jacobians = {
+            name: _jacobian(p, [row[i] for row in rows]) for i, (name, p) in enumerate(free.items())
+        }
+        return Result(pairs, jacobians)
+
+
+def _jacobian(parameter: Tensor, grads: list[Tensor | None]) -> Tensor | None:
+    if all(g is None for g in grads):
+        return None
+    return torch.stack([torch.zeros_like(parameter) if g is None else g for g in grads]).reshape(
+        1, len(grads), -1
+    )
+
+
+def _concatenated(jacobians: list[Tensor | None]) -> Tensor | None:
+    """Return the Jacobians of several examples as one; None stands for zeros."""
+    some = next((j for j in jacobians if j is not None), None)
+    if some is None:
+        return None
+    return torch.cat([torch.zeros_like(some) if j is None else j for j in jacobians])
+
+
+def _expected(zeros: list[Tensor]) -> Perturb:
+    """Return the perturbations that were made before the run, by number."""
+
+    def perturb(number: int, out: Tensor) -> Tensor:
+        if number >= len(zeros) or zeros[number].shape != out.shape:
+            raise RuntimeError("the network does not do the same on every call")
+        return zeros[number]
+
+    return perturb
+
+
+def _check_same(plan: Plan, tap: Tap) -> None:
+    """Raise unless a run under `torch.func` met the sites that the plan expects."""
+    for leaf, operation in tap.dense.items():
+        raise SitesDifferError(tap, leaf, f"used by {operation} under torch.func")
+    if [s.signature for s in tap.sites] != [s.signature for s in plan.sites]:
+        raise RuntimeError("the network does not do the same on every call")
+
+
+def _grads(out: Tensor, variables: list[Tensor], row: Tensor) -> list[Tensor | None]:
+    if not out.requires_grad or not variables:
+        return [None] * len(variables)
+    grads = torch.autograd.grad(out, variables, row, retain_graph=True, allow_unused=True)
+    return [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
+
+
+def _or_zeros(grads: list[Tensor | None], zeros: list[Tensor]) -> list[Tensor]:
+    """Return the gradients of the perturbations; one that reaches no output has none."""
+    pairs = zip(grads, zeros, strict=False)
+    return [torch.zeros_like(zero) if g is None else g for g, zero in pairs]
+
+
+def _assigned(
+    plan: Plan, tap: Tap, parameters: Mapping[str, Tensor]
+) -> dict[tuple[str, int], list[int]]:
+    """Return the sites of each use of each part, told by the entries that they show."""
+    for leaf, operation in tap.dense.items():
+        if leaf in plan.tapped:
+            raise SitesDifferError(tap, leaf, f"another example uses it by {operation}")
+    assigned: dict[tuple[str, int], list[int]] = {
+        (part.name, i): [] for part in plan.parts for i in range(len(part.uses))
+    }
+    for number, site in enumerate(tap.sites):
+        leaf = site.view.leaf
+        if leaf in plan.unseen:
+            raise SitesDifferError(tap, leaf, None)
+        seen = table_use(number, site, parameters[leaf])
+        homes = (
+            assigned[part.name, i]
+            for part in plan.parts
+            if part.leaf == leaf
+            for i, use in enumerate(part.uses)
+            if use.takes(seen)
+        )
+        home = next(homes, None)
+        if home is None:
+            raise SitesDifferError(tap, leaf, "another example uses it in another way")
+        home.append(number)
+    return assigned
+
+
+def _joined(acts: list[Tensor], cots: list[list[Tensor]], use: TableUse) -> Pair:
+    """Return the factors of one use for one example: sites side by side, rows stacked."""
+    axis = use.axis
+    return torch.cat(acts, axis), torch.stack([torch.cat(row, axis) for row in cots])
+
+
+@dataclass(frozen=True)
+class _Pulled:
+    """The sites of one example with the cotangents of their outputs, row by row."""
+
+    sites: list[Site]
+    rows: list[list[Tensor]]
+
+    def factors(self, use: TableUse, numbers: list[int], like: Tensor) -> Pair:
+        """Return the factors of a use at the sites `numbers`, as a batch of one."""
+        if not numbers:
+            return use.nothing(len(self.rows), like)
+        acts = [self.sites[k].use.acts for k in numbers]
+        cots = [[self.sites[k].cots(row[k]) for k in numbers] for row in self.rows]
+        a, c = _joined(acts, cots, use)
+        return a[None], c[None]
+
+
+def _stacked(pairs: list[Pair], use: TableUse) -> Pair:
+    """Return the factors of several examples, filled up to the largest number of positions."""
+    length = max(a.shape[use.axis + 1] for a, _ in pairs)
+    nothing = -1 if use.kind == "lookup" else 0
+    acts = [filled(a, use.axis + 1, length, nothing) for a, _ in pairs]
+    cots = [filled(c, use.axis + 2, length, 0) for _, c in pairs]
+    return torch.cat(acts), torch.cat(cots)
+
+
+def filled(tensor: Tensor, axis: int, length: int, value: int) -> Tensor:
+    """Return `tensor` with `axis` lengthened to `length` by `value`."""
+    missing = length - tensor.shape[axis]
+    if missing == 0:
+        return tensor
+    shape = (*tensor.shape[:axis], missing, *tensor.shape[axis + 1 :])
+    return torch.cat([tensor, tensor.new_full(shape, value)], axis)

@@ -1,0 +1,237 @@
+"""From a module and its inputs to `entk.Factors`: plan, engine, audit, batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from entk._errors import EntkError, InputError, MemoryLimitError, ModelError
+from entk._factors import Factors
+from entk._leaves import Dense, Leaf, Lookup, Outer, Tied
+from entk.torch._audit import audit
+from entk.torch._batches import result_bytes, working_bytes
+from entk.torch._columns import Columns, as_given
+from entk.torch._engines import Engine, OneByOne, SitesDifferError, Together
+from entk.torch._network import Inputs, Network, Output
+from entk.torch._plan import Part, Seen, TableUse, make_plan
+from entk.torch._refuse import Watch, check_independent
+from entk.torch._rows import Rows, resolve
+from entk.torch._taps import Tap
+
+_EXAMPLES = 3
+"""Real examples on which batches and factors are checked."""
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile` was given."""
+    inner = getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else module
+
+
+class Extraction:
+    """One call of `factors`: what is known of the network, growing step by step."""
+
+    def __init__(
+        self, module: nn.Module, inputs: Inputs, output: Output, *, structure: bool
+    ) -> None:
+        self.inputs = inputs
+        self.network = Network(module, inputs, output)
+        self._dense = {} if structure else dict.fromkeys(self.network.parameters, "structure=False")
+        self._seen = Seen([], {})
+        self._note = ""
+
+    def prepare(self, outputs: Any, *, check: bool) -> None:
+        """Find the leaves and the engine that serve this network."""
+        few = sorted({0, self.inputs.n // 2, max(self.inputs.n - 1, 0)})[:_EXAMPLES]
+        tensors = self._examples(few)
+        check_independent(self.network, tensors)
+        n_outputs = self._probe([t[0] for t in tensors])
+        self.rows = resolve(outputs, self.inputs.n, n_outputs)
+        own = self.rows.of(few if self.inputs.n else [], len(tensors[0]), tensors[0])
+        self.engine: Engine = Together(self.network, self.rows)
+        if self.network.scripted:
+            self._fall_back("TorchScript cannot run under torch.func")
+        self._replan()
+        while not self._settled(tensors, own, check=check and self.inputs.n > 0):
+            self._replan()
+
+    def _replan(self) -> None:
+        parameters, rows = self.network.parameters, self.rows.count
+        self.plan = make_plan(parameters, self._seen, rows, self._dense)
+
+    def _examples(self, index: list[int]) -> list[Tensor]:
+        if self.inputs.n:
+            return self.inputs.take(index, self.network.device)
+        empty = self.inputs.tensors
+        return [torch.zeros(1, *t.shape[1:], dtype=t.dtype) for t in empty]
+
+    def _probe(self, example: list[Tensor]) -> int:
+        """Watch one example, and return the number of its outputs."""
+        tap = Tap({k: p for k, p in self.network.parameters.items() if k not in self._dense})
+
+        def work() -> int:
+            with Watch(self.network.names), tap:
+                return self.network.single(example).shape[0]
+
+        n_outputs: int = self.network.substituted(self.network.parameters, work)
+        if n_outputs == 0:
+            raise InputError("the network has no outputs: its output has 0 numbers an example")
+        self._seen.add(tap)
+        return n_outputs
+
+    def _differs(self, error: SitesDifferError) -> None:
+        """Take into account what one more example showed."""
+        self._seen.add(error.tap)
+        if error.why is not None:
+            self._dense[error.leaf] = error.why
+        self._replan()
+
+    def _settled(self, tensors: list[Tensor], own: Tensor, *, check: bool) -> bool:
+        """Try the engine on a few examples; False if the plan or the engine had to change."""
+        try:
+            result = self.engine(self.plan, tensors, own)
+        except SitesDifferError as error:
+            self._differs(error)
+            return False
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, EntkError) or isinstance(self.engine, OneByOne):
+                raise
+            _refuse_random(error)
+            self._fall_back(f"torch.func: {_first_line(error)}")
+            return False
+        if not check:
+            return True
+        verdict = audit(self.network, self.plan, result, tensors, own, self.rows)
+        if verdict.structured:
+            self._demote(sorted(verdict.structured))
+            return False
+        if verdict.free and isinstance(self.engine, OneByOne):
+            raise ModelError(
+                f"layer {min(verdict.free)!r}: autograd gave two different gradients for one "
+                "example; the network does not do the same on every call"
+            )
+        if verdict.free:
+            self._fall_back(f"torch.func disagrees with autograd on {', '.join(verdict.free)}")
+            return False
+        if isinstance(self.engine, Together):  # then all examples run through the same operations
+            for part in self.plan.parts:
+                if part.form == "free" and part.leaf in verdict.unreached:
+                    part.form, part.reason = "unused", "no gradient reaches it"
+        return True
+
+    def _demote(self, leaves: list[str]) -> None:
+        for leaf in leaves:
+            self._dense[leaf] = "the uses seen do not explain autograd's gradient"
+            warnings.warn(
+                f"layer {leaf!r}: the gradient rebuilt from its factors differs from autograd's "
+                "(a use inside compiled code or a custom autograd.Function?); it is kept dense",
+                stacklevel=6,
+            )
+
+    def _fall_back(self, why: str) -> None:
+        self.engine = OneByOne(self.network, self.rows)
+        self._note = f"; one example at a time ({why})"
+
+    def run(self, size: int, report: Callable[[int, int], None]) -> Columns:
+        """Compute all examples in batches of `size`."""
+        while True:
+            try:
+                return self._run(size, report)
+            except SitesDifferError as error:
+                self._differs(error)
+
+    def _run(self, size: int, report: Callable[[int, int], None]) -> Columns:
+        n = self.inputs.n
+        columns = Columns(self.plan, n, self.rows.count)
+        for number, start in enumerate(range(0, n, size)):
+            some = slice(start, min(start + size, n))
+            with _located(number, -(-n // size), some):
+                tensors = self.inputs.take(some, self.network.device)
+                own = self.rows.of(some, len(tensors[0]), tensors[0])
+                columns.put(start, self.engine(self.plan, tensors, own))
+            report(some.stop, n)
+        columns.settle()
+        return columns
+
+    def reason(self, part: Part) -> str:
+        """Return why a part has its form."""
+        return part.reason + self._note
+
+    def sizes(self) -> tuple[int, int]:
+        """Return the bytes of an example on the way and in the result."""
+        tensors = self._examples([0] if self.inputs.n else [])
+        working = working_bytes(self.network, self.plan, tensors, self.rows.count)
+        return working, result_bytes(self.plan, self.rows.count)
+
+
+@contextmanager
+def _located(number: int, batches: int, some: slice) -> Iterator[None]:
+    """Say in an error which batch and examples it came from."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        count = some.stop - some.start
+        raise MemoryLimitError(
+            f"batch {number} of {batches} ({count} examples) does not fit the device's memory; "
+            f"pass batch_size={max(1, count // 2)} or less"
+        ) from error
+    except Exception as error:
+        error.add_note(
+            f"entk: in batch {number} of {batches}, examples {some.start} to {some.stop - 1}"
+        )
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def _refuse_random(error: BaseException) -> None:
+    if "andomness" in str(error):
+        raise ModelError(
+            "the network draws random numbers, so its output is no function of the example. Call "
+            "module.eval() first and take random operations out of forward"
+        ) from error
+
+
+def build(extraction: Extraction, columns: Columns) -> Factors:
+    """Return the columns as `entk.Factors`."""
+    rows = extraction.rows
+    parts = columns.plan.parts
+    leaves = {part.name: _leaf(part, columns.of(part), rows) for part in parts}
+    reasons = {part.name: extraction.reason(part) for part in parts}
+    label: Any = rows.label
+    return Factors(leaves, outputs=label, n_outputs=rows.n_outputs, reasons=reasons)
+
+
+def _leaf(part: Part, arrays: list[Tensor], rows: Rows) -> Leaf:
+    full = rows.weights is None
+    if not part.structured:
+        return Dense(as_given(arrays[0] if full else arrays[0][:, 0]))
+    uses = [
+        _use(use, arrays[2 * i], arrays[2 * i + 1] if full else arrays[2 * i + 1][:, 0])
+        for i, use in enumerate(part.uses)
+    ]
+    return Tied(uses) if len(uses) > 1 else uses[0]
+
+
+def _use(use: TableUse, acts: Tensor, cots: Tensor) -> Outer | Lookup:
+    """Leave out the axes of length 1: blocks, then positions."""
+    if use.kind == "lookup":
+        return Lookup(as_given(acts), as_given(cots))
+    if acts.shape[1] == 1:
+        acts, cots = acts[:, 0], cots.squeeze(-3)
+        if acts.shape[1] == 1:
+            acts, cots = acts[:, 0], cots.squeeze(-2)
+    return Outer(as_given(acts), as_given(cots), transposed=use.transposed)
+
+
+def device_of(module: nn.Module, inputs: Inputs) -> torch.device:
+    """Return where the module's parameters are, or its inputs."""
+    first = next(module.parameters(), None)
+    return inputs.tensors[0].device if first is None else first.device

@@ -1,0 +1,119 @@
+"""What a call leaves as it was: state of the modules, random state, precision."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.checkpoint as checkpointing
+from torch import nn
+
+_SWITCHES = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
+_STORES = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def preserved(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Run a block in full precision, and put back after it what the network can change."""
+    with ExitStack() as stack:
+        for context in (
+            _random_state(device),
+            _module_state(module),
+            _full_precision(),
+            _plain_checkpoints(),
+            torch.autocast(device.type, enabled=False),
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+            torch.compiler.set_stance("force_eager"),
+            warnings.catch_warnings(),
+        ):
+            stack.enter_context(context)
+        warnings.filterwarnings("ignore", message="There is a performance drop because")
+        yield
+
+
+@contextmanager
+def _random_state(device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def _module_state(module: nn.Module) -> Iterator[None]:
+    """Restore what the modules hold: attributes, hooks, flags, parameters and buffers."""
+    plain = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    before = [(m, dict(m.__dict__), _inner(m)) for m in plain]
+    buffers = [(b, b._version, b.detach().clone()) for b in module.buffers()]
+    grads = [(p, p.grad, p.requires_grad) for p in module.parameters()]
+    try:
+        yield
+    finally:
+        for m, attributes, inner in before:
+            m.__dict__.clear()
+            m.__dict__.update(attributes)
+            for name, content in inner.items():
+                store = m.__dict__[name]
+                store.clear()
+                store.update(content)
+        with torch.no_grad():
+            for b, version, values in buffers:
+                if b._version != version:
+                    b.copy_(values)
+        for p, grad, requires_grad in grads:
+            p.grad = grad
+            p.requires_grad_(requires_grad)
+
+
+def _inner(module: nn.Module) -> dict[str, dict[str, Any]]:
+    return {
+        name: dict(value)
+        for name, value in module.__dict__.items()
+        if name in _STORES or (name.endswith("_hooks") and isinstance(value, dict))
+    }
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Let float32 mean float32: no TF32, no bfloat16 passes."""
+    switches = [attrgetter(name)(torch.backends) for name in _SWITCHES]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+@contextmanager
+def _plain_checkpoints() -> Iterator[None]:
+    """Run checkpointed code as it stands: checkpoints save memory and change no derivative."""
+    generators = [n for n in dir(checkpointing) if n.startswith("_checkpoint_without_reentrant")]
+    before = {name: getattr(checkpointing, name) for name in generators}
+    function = checkpointing.CheckpointFunction
+    try:
+        for name in generators:
+            setattr(checkpointing, name, _no_checkpoint)
+        function.apply = staticmethod(lambda run, _, *args: run(*args))
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(checkpointing, name, value)
+        del function.apply
+
+
+def _no_checkpoint(*_: Any, **__: Any) -> Iterator[None]:
+    yield
