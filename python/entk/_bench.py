@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from entk._measure import Cost
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from entk import Factors
 
 ROUNDS = 5
@@ -26,8 +28,10 @@ def random_factors(n: int, width: int, sum_of_widths: int, dtype: str = "float32
     rng = np.random.default_rng(0)
     count = max(1, sum_of_widths // (2 * width))
 
-    def draw() -> np.ndarray:
-        return (rng.standard_normal((n, width), dtype=np.float32) / np.sqrt(width)).astype(dtype)
+    def draw() -> NDArray[Any]:
+        values = rng.standard_normal((n, width), dtype=np.float32) / np.sqrt(width)
+        drawn: NDArray[Any] = values.astype(dtype)
+        return drawn
 
     return entk.Factors({f"layer{i}.weight": entk.Outer(draw(), draw()) for i in range(count)})
 
@@ -40,9 +44,9 @@ def useful_flops(factors: Factors) -> int:
     for name in factors:
         leaf = factors[name]
         if isinstance(leaf, entk.Outer):
-            widths += leaf.acts.shape[-1] + leaf.cots.shape[-1]
+            widths += np.asarray(leaf.acts).shape[-1] + np.asarray(leaf.cots).shape[-1]
         elif isinstance(leaf, entk.Dense):
-            widths += leaf.jac.shape[-1]
+            widths += np.asarray(leaf.jac).shape[-1]
     return factors.n * (factors.n + 1) * widths
 
 

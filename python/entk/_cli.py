@@ -153,23 +153,23 @@ def cmd_info(options: argparse.Namespace) -> int:
 
 def cmd_spectrum(options: argparse.Namespace) -> int:
     """Compute eigenvalues of a symmetric kernel."""
+    import numpy as np
+
     import entk
     from entk import linalg
 
     with entk.open(options.path) as kernel:
         if options.all:
-            values, floor = linalg.eigvalsh(kernel), None
+            spectrum = linalg.eigvalsh(kernel)
+            values, floor = np.asarray(spectrum), spectrum.floor
         else:
-            which = "SA" if options.smallest else "LM"
-            found = linalg.eigsh(kernel, options.k, which=which)
-            values, floor = found.values, found.floor
+            found = linalg.eigsh(kernel, options.k, which="SA" if options.smallest else "LM")
+            values, floor = np.asarray(found.values), found.floor
         if options.plot:
             from entk import plot
 
             plot.spectrum(kernel).figure.savefig(options.plot, dpi=150)
-    values = [float(value) for value in values]
-    lines = [f"{value: .9e}" for value in values]
-    lines += [] if floor is None else [f"noise floor {floor:.3e}"]
+    lines = [*(f"{value: .9e}" for value in values), f"noise floor {floor:.3e}"]
     emit(options, {"values": values, "floor": floor}, "\n".join(lines))
     return 0
 
