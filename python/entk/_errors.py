@@ -95,5 +95,9 @@ class ModelError(EntkError, ValueError):
     """A network has no exact per-example gradient, or none that can be found."""
 
 
+class ModelWarning(UserWarning):
+    """Factors are exact, but something about the network is probably not what was meant."""
+
+
 class InternalError(EntkError, RuntimeError):
     """A bug in entk."""

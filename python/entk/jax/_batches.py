@@ -1,0 +1,131 @@
+"""Batches: how large, in which order, and their results on the host.
+
+One compiled function serves all batches: the last one is filled up with copies of its last example
+and cut. A batch is dispatched before the one before it is copied, so that the device works while
+the host copies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from entk._errors import InputError, MemoryLimitError
+
+Host: TypeAlias = NDArray[Any]
+
+_LARGEST = 4096
+_WORKING = 1 << 30
+"""Examples and bytes of a batch chosen here without `memory=`; larger ones are hardly faster."""
+
+
+def choose_batch(given: int | None, n: int, working: int, result: int, memory: int | None) -> int:
+    """Return the number of examples in a batch.
+
+    `working` and `result` are the bytes of an example on the way and in the result; `memory` bounds
+    both together. Batches are made even, so that the last one is not mostly padding.
+    """
+    if given is not None and (
+        isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1
+    ):
+        raise InputError(f"batch_size must be an integer >= 1 or None (got {given!r})")
+    left = _WORKING if memory is None else memory - n * result
+    least = working * (1 if given is None else min(int(given), n))
+    if memory is not None and left < least:
+        raise MemoryLimitError(
+            f"factors of {n:,} examples need at least {n * result + least:,} bytes ({result:,} an"
+            f" example and {least:,} for a batch); memory is {memory:,}. Allow more, take smaller"
+            " batches, or write factors to disk (entk.jax.write_factors)"
+        )
+    size = min(n, _LARGEST, max(1, left // max(1, working))) if given is None else min(given, n)
+    return -(-n // -(-n // int(size)))
+
+
+def memory_limit(memory: int | str | None) -> int | None:
+    """Read a bound in bytes, such as 4_000_000_000 or "4GiB"."""
+    if memory is None or (isinstance(memory, int) and not isinstance(memory, bool) and memory > 0):
+        return memory
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]i?B|B)\s*", str(memory))
+    if found is None:
+        raise InputError(f"memory: {memory!r} not understood (examples: '4GiB', 4_000_000_000)")
+    number, unit = found.groups()
+    base = 1024 if "i" in unit else 1000
+    return int(float(number) * base ** "BkMGT".index(unit[0]))
+
+
+def rows_of(x: Any, start: int, stop: int, size: int) -> Any:
+    """Return examples start to stop on the device, the last repeated to make `size`."""
+
+    def cut(leaf: Any) -> Any:
+        rows = jnp.asarray(leaf[start:stop])
+        missing = size - (stop - start)
+        if not missing:
+            return rows
+        return jnp.concatenate([rows, jnp.broadcast_to(rows[-1:], (missing, *rows.shape[1:]))])
+
+    return jax.tree.map(cut, x)
+
+
+def run_batches(
+    n: int, size: int, dispatch: Callable[[int, int], Any]
+) -> Iterator[tuple[int, int, list[Host]]]:
+    """Yield (start, stop, arrays on the host) of every batch, one batch ahead on the device."""
+    ahead: tuple[int, int, Any] | None = None
+    for start in range(0, n, size):
+        stop = min(start + size, n)
+        with _Named(start, stop):
+            results = jax.tree.leaves(dispatch(start, stop))
+            for array in results:
+                array.copy_to_host_async()
+        if ahead is not None:
+            yield _landed(*ahead)
+        ahead = (start, stop, results)
+    if ahead is not None:
+        yield _landed(*ahead)
+
+
+def gather(n: int, batches: Iterator[tuple[int, int, list[Host]]]) -> Iterator[tuple[int, Any]]:
+    """Fill host arrays of n examples; yield (examples done, arrays) after every batch.
+
+    A single batch is handed on as it is, without a copy.
+    """
+    arrays: list[Host] = []
+    for start, stop, landed in batches:
+        if stop - start == n:
+            arrays = landed
+        else:
+            if not arrays:
+                arrays = [np.empty((n, *a.shape[1:]), a.dtype) for a in landed]
+            for whole, piece in zip(arrays, landed, strict=True):
+                whole[start:stop] = piece
+        yield stop, arrays
+
+
+def _landed(start: int, stop: int, results: list[Any]) -> tuple[int, int, list[Host]]:
+    with _Named(start, stop):
+        return start, stop, [np.asarray(array)[: stop - start] for array in results]
+
+
+class _Named:
+    """Say in an error which examples were being worked on."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.where = f"examples {start} to {stop - 1}"
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            return
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise MemoryLimitError(
+                f"the device ran out of memory on {self.where}; pass a smaller batch_size"
+            ) from error
+        error.add_note(f"entk was taking the factors of {self.where}")

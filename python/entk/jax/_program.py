@@ -1,0 +1,197 @@
+"""One network traced, planned and compiled: made once for a function and shapes, kept for reuse."""
+
+from __future__ import annotations
+
+import re
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entk._errors import EntkError, ModelError
+from entk.jax._compat import Array, abstract, is_literal, nested, opened
+from entk.jax._example import Arrays, example_factors, run_tapped
+from entk.jax._network import Network
+from entk.jax._plan import Part, dense_parts, plan_parts
+from entk.jax._taps import Taps
+
+_KEPT = 32
+_cache: OrderedDict[Any, tuple[weakref.ref[Any], Any]] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A function as a jaxpr over (leaves, x); closed-over arrays apart, so that they may change."""
+
+    jaxpr: Any
+    consts: Sequence[Array]
+    text: str
+
+    @property
+    def out(self) -> Any:
+        """Shape and dtype of the first output."""
+        return self.jaxpr.outvars[0].aval
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to make of the parameters, and the compiled function that makes it for a batch.
+
+    `run(consts, leaves, x, cotangents)` returns the arrays of every part with a leading batch
+    axis; `shapes` are those for one example and `working_bytes` what it takes on the way.
+    """
+
+    parts: tuple[Part, ...]
+    taps: Taps
+    run: Callable[..., list[Arrays]]
+    shapes: list[tuple[jax.ShapeDtypeStruct, ...]]
+    working_bytes: int
+
+    @property
+    def result_bytes(self) -> int:
+        """Bytes of the factors of one example."""
+        return sum(_nbytes(array) for part in self.shapes for array in part)
+
+
+def trace(function: Callable[..., Any], *args: Any) -> Trace:
+    """Trace a function with full matmul precision: float32 means float32 on every device."""
+    with full_precision():
+        # A new function object each time: a trace kept by JAX could hold old closed-over values.
+        closed = jax.make_jaxpr(lambda *given: function(*given))(*args)
+    jaxpr, consts = opened(closed)
+    return Trace(jaxpr, consts, _text(jaxpr, consts))
+
+
+def full_precision() -> Any:
+    """Return the context in which matrix products keep the precision of their operands."""
+    return jax.default_matmul_precision("highest")
+
+
+def cached(owner: Any, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """Return what was made for this very function and key before, or make it.
+
+    Functions are held weakly. Equal texts of two functions are not trusted: their custom
+    derivative rules may differ.
+    """
+    owner, member = _identity(owner)
+    full = (id(owner), member, *key)
+    kept = _cache.get(full)
+    if kept is not None and kept[0]() is owner:
+        _cache.move_to_end(full)
+        return kept[1]
+    made = make()
+    try:
+        reference = weakref.ref(owner, lambda _: _cache.pop(full, None))
+    except TypeError:
+        return made
+    _cache[full] = (reference, made)
+    while len(_cache) > _KEPT:
+        _cache.popitem(last=False)
+    return made
+
+
+def make_program(
+    network: Network,
+    traced: Trace,
+    x: Sequence[Any],
+    cotangents: Any,
+    *,
+    per_example: bool,
+    structure: bool,
+    demoted: frozenset[str],
+) -> Program:
+    """Find the sites, choose the form of every leaf, and prepare the batch function."""
+    shapes = jax.tree.map(_shape, (list(traced.consts), network.leaves, list(x)))
+    taps = _find_sites(traced, *shapes)
+    rows = cotangents.shape[0] if cotangents.ndim == 2 else 1
+    if structure:
+        parts = plan_parts(network.names, network.leaves, taps, rows, demoted)
+    else:
+        parts = dense_parts(network.names, "structure=False")
+
+    def example(consts: Any, leaves: Any, x: Any, cotangents: Any) -> list[Arrays]:
+        return example_factors(traced.jaxpr, consts, leaves, x, cotangents, taps.sites, parts)
+
+    per = (None, None, 0, 0 if per_example else None)
+    run = jax.jit(jax.vmap(example, in_axes=per))
+    made = _differentiated(example, *shapes, _shape(cotangents))
+    forward = sum(_nbytes(atom.aval) for atom in _intermediates(traced.jaxpr))
+    size = sum(_nbytes(array) for part in made for array in part)
+    return Program(tuple(parts), taps, run, made, 2 * (forward + size))
+
+
+def _find_sites(traced: Trace, consts: Any, leaves: Any, x: Any) -> Taps:
+    taps = Taps()
+
+    def look(consts: Any, leaves: Any, x: Any) -> Array:
+        return run_tapped(traced.jaxpr, consts, leaves, x, taps)
+
+    jax.eval_shape(look, consts, leaves, x)
+    return taps
+
+
+def _differentiated(example: Callable[..., Any], *shapes: Any) -> list[Any]:
+    """Return the shapes of the factors of one example; refuse what has no reverse derivative."""
+    try:
+        with full_precision():
+            return jax.eval_shape(example, *shapes)  # type: ignore[no-any-return]
+    except EntkError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(
+            "JAX cannot differentiate the network in reverse, so it has no per-example gradient:"
+            f" {reason} (a while_loop over values that depend on parameters must become a scan or"
+            " a fori_loop with fixed bounds; a callback needs a custom_vjp)"
+        ) from error
+
+
+def _identity(function: Any) -> tuple[Any, Any]:
+    """Return the object that lives as long as a function does, and which part of it is meant."""
+    if isinstance(function, types.MethodType):
+        return function.__self__, function.__func__
+    return function, None
+
+
+def _text(jaxpr: Any, consts: Sequence[Any]) -> str:
+    """Return what tells two traces of one function apart."""
+    shapes = ", ".join(f"{const.dtype}{const.shape}" for const in consts)
+    arrays = "".join(np.asarray(array).tobytes().hex() for array in _array_literals(jaxpr))
+    return re.sub(r"0x[0-9a-f]+", "", f"{shapes}\n{jaxpr}\n{arrays}")
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for body in nested(value):
+                yield from _equations(opened(body)[0])
+
+
+def _array_literals(jaxpr: Any) -> Iterator[Any]:
+    for eqn in _equations(jaxpr):
+        for atom in eqn.invars:
+            if is_literal(atom) and np.ndim(atom.val):
+                yield atom.val
+
+
+def _intermediates(jaxpr: Any) -> Iterator[Any]:
+    for eqn in _equations(jaxpr):
+        yield from eqn.outvars
+
+
+def _shape(array: Any) -> Any:
+    return abstract(jnp.shape(array), jnp.result_type(array))
+
+
+def _nbytes(aval: Any) -> int:
+    if not hasattr(aval, "shape"):
+        return 0
+    itemsize = getattr(aval.dtype, "itemsize", 4)
+    return int(np.prod(aval.shape, dtype=np.int64)) * itemsize

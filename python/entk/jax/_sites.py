@@ -1,0 +1,237 @@
+"""Where a parameter meets data in a way that keeps structure: products, convolutions, look-ups.
+
+At such a site the gradient of the parameter is a sum of outer products over positions,
+
+    dL/dW[g] = sum_t acts[g, t] (x) cots[g, t],
+
+with `acts` cut from the other operand and `cots` folded from the cotangent of the site's output.
+A rule says how to cut and fold, and which elements of the parameter the table (g, d_in, d_out) is
+made of. For a look-up the rows `ids[t]` of the table (rows, d) receive `cots[t]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jax import lax
+
+from entk.jax._compat import Array
+from entk.jax._index import Index
+from entk.jax._views import View, raw
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a parameter at a site, as its rule sees it.
+
+    Attributes
+    ----------
+    kind
+        `"outer"` or `"lookup"`.
+    table
+        Positions in the parameter: (loops..., G, d_in, d_out) or (loops..., rows, d).
+    record
+        `acts` (G, T, d_in) or `ids` (T,), made of the site's operands.
+    fold
+        Cotangent of the site's output -> (G, T, d_out) or (T, d).
+    what
+        The operation in words, for reasons.
+    """
+
+    kind: Literal["outer", "lookup"]
+    table: Index
+    record: Callable[[], Array]
+    fold: Callable[[Array], Array]
+    what: str
+
+
+def use_at(eqn: Any, operands: Sequence[Any], which: int) -> Use | None:
+    """Return the use of the view `operands[which]` at an equation, if a rule knows it."""
+    rule = _RULES.get(eqn.primitive.name)
+    return None if rule is None else rule(eqn.params, operands, which)
+
+
+def _dot(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use:
+    contract, batch = params["dimension_numbers"]
+    view: View = operands[which]
+    data = raw(operands[1 - which])
+    (p_sum, d_sum), (p_batch, d_batch) = (
+        (contract[which], contract[1 - which]),
+        (batch[which], batch[1 - which]),
+    )
+    p_free = _others(view.value.ndim, p_sum, p_batch)
+    d_free = _others(data.ndim, d_sum, d_batch)
+    groups = prod(data.shape[k] for k in d_batch)
+    positions = prod(data.shape[k] for k in d_free)
+
+    def record() -> Array:
+        moved = data.transpose(*d_batch, *d_free, *d_sum)
+        return _scale(moved.reshape(groups, positions, -1), view)
+
+    # The output's axes are: batch, free axes of the left operand, free axes of the right one.
+    n_batch, n_data, n_param = len(d_batch), len(d_free), len(p_free)
+    first, last = (n_param, n_data) if which == 0 else (n_data, n_param)
+    left = range(n_batch, n_batch + first)
+    right = range(n_batch + first, n_batch + first + last)
+    order = (*range(n_batch), *((*right, *left) if which == 0 else (*left, *right)))
+
+    def fold(cot: Array) -> Array:
+        return cot.transpose(order).reshape(groups, positions, -1)
+
+    shape = view.value.shape
+    sizes = [prod(shape[k] for k in axes) for axes in (p_batch, p_sum, p_free)]
+    table = _table(view, (*p_batch, *p_sum, *p_free), sizes)
+    return Use("outer", table, record, fold, "matrix product")
+
+
+def _conv(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use | None:
+    if which != 1 or params["batch_group_count"] != 1:
+        return None
+    view: View = operands[1]
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    data = raw(operands[0]).transpose(numbers.lhs_spec)
+    batch = data.shape[0]
+    shape = [view.value.shape[k] for k in numbers.rhs_spec]  # d_out, d_in of a group, window
+    d_out, d_in = shape[0] // groups, prod(shape[1:])
+
+    def record() -> Array:
+        patches = _patches(data, shape[2:], params)  # n, channels, window, positions
+        grouped = patches.reshape(batch, groups, d_in, -1)
+        return _scale(grouped.transpose(1, 0, 3, 2).reshape(groups, -1, d_in), view)
+
+    def fold(cot: Array) -> Array:
+        moved = cot.transpose(numbers.out_spec).reshape(batch, groups, d_out, -1)
+        return moved.transpose(1, 0, 3, 2).reshape(groups, -1, d_out)
+
+    lead = len(view.loops)
+    stored = _table(view, numbers.rhs_spec, [groups, d_out, d_in])
+    table = stored.transpose((*range(lead + 1), lead + 2, lead + 1))
+    return Use("outer", table, record, fold, "convolution")
+
+
+def _patches(data: Array, window: Sequence[int], params: dict[str, Any]) -> Array:
+    """Cut the windows of a convolution out of (n, channels, space...), moving numbers only.
+
+    `lax.conv_general_dilated_patches` would multiply by ones instead: slower, and rounded wherever
+    products are.
+    """
+    edges = zip(params["padding"], params["lhs_dilation"], strict=True)
+    padding = [
+        (0, 0, 0),
+        (0, 0, 0),
+        *((low, high, dilation - 1) for (low, high), dilation in edges),
+    ]
+    data = lax.pad(data, jnp.zeros((), data.dtype), padding)
+    dims = zip(window, params["window_strides"], params["rhs_dilation"], strict=True)
+    for k, (size, stride, dilation) in enumerate(dims):
+        axis = 2 + 2 * k  # each space axis becomes two: offset in the window, position
+        out = (data.shape[axis] - (size - 1) * dilation - 1) // stride + 1
+        reach = (out - 1) * stride + 1
+        cuts = [
+            lax.slice_in_dim(data, o * dilation, o * dilation + reach, stride, axis)
+            for o in range(size)
+        ]
+        data = jnp.stack(cuts, axis)
+    n, space = data.ndim, range(2, data.ndim, 2)
+    return data.transpose(0, 1, *space, *range(3, n, 2))
+
+
+def _gather(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use | None:
+    """Rows of a table: windows along the indexed axes, everything along the others."""
+    view, indices, numbers = operands[0], raw(operands[1]), params["dimension_numbers"]
+    sizes, shape = params["slice_sizes"], view.value.shape
+    looked = [k for k, (size, side) in enumerate(zip(sizes, shape, strict=True)) if size != side]
+    if which != 0 or not looked or view.scale is not None or numbers.operand_batching_dims:
+        return None
+    rest = _others(len(shape), looked)
+    clip = params["mode"] == lax.GatherScatterMode.CLIP
+
+    def record() -> Array:
+        starts = {k: indices[..., at] for at, k in enumerate(numbers.start_index_map)}
+        return _row_ids(starts, shape, sizes, looked, clip=clip)
+
+    places = _others(len(numbers.offset_dims) + indices.ndim - 1, numbers.offset_dims)
+    kept = [k for k in range(len(shape)) if k not in numbers.collapsed_slice_dims]
+    offset_of = dict(zip(kept, numbers.offset_dims, strict=True))
+    order = (*places, *(offset_of[k] for k in (*looked, *rest) if k in offset_of))
+    width = prod(shape[k] for k in rest)
+
+    def fold(cot: Array) -> Array:
+        return cot.transpose(order).reshape(-1, width)
+
+    table = _table(view, (*looked, *rest), [prod(shape[k] for k in looked), width])
+    return Use("lookup", table, record, fold, "row look-up")
+
+
+def _dynamic_slice(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use | None:
+    """One window of a table, its start given by data."""
+    view, sizes, shape = operands[0], params["slice_sizes"], raw(operands[0]).shape
+    looked = [k for k, (size, side) in enumerate(zip(sizes, shape, strict=True)) if size != side]
+    if which != 0 or not looked or view.scale is not None:
+        return None
+    rest = _others(len(shape), looked)
+    starts = {k: raw(start) for k, start in enumerate(operands[1:])}
+    width = prod(shape[k] for k in rest)
+
+    def record() -> Array:
+        return _row_ids(starts, shape, sizes, looked, clip=True)
+
+    def fold(cot: Array) -> Array:
+        return cot.transpose((*looked, *rest)).reshape(-1, width)
+
+    table = _table(view, (*looked, *rest), [prod(shape[k] for k in looked), width])
+    return Use("lookup", table, record, fold, "row look-up")
+
+
+def _row_ids(
+    starts: dict[int, Array],
+    shape: Sequence[int],
+    sizes: Sequence[int],
+    looked: Sequence[int],
+    *,
+    clip: bool,
+) -> Array:
+    """Return the row of every element of the windows, counted over the axes `looked`.
+
+    A window that does not fit is moved inside (`clip`), or else gets -1: no gradient reaches it.
+    """
+    inside = jnp.ones((), bool)
+    first = {}
+    for k, start in starts.items():
+        last = shape[k] - sizes[k]
+        # Compared before it is narrowed: indices may be unsigned or wide.
+        inside &= (start >= 0) & (start <= last)
+        first[k] = jnp.clip(start, 0, last).astype(jnp.int32)
+    ids = jnp.zeros((), jnp.int32)
+    for at, k in enumerate(looked):
+        offsets = jnp.arange(sizes[k], dtype=jnp.int32)
+        start = first.get(k, jnp.zeros((), jnp.int32))
+        ids = ids[..., None] * shape[k] + jnp.expand_dims(start, range(-at - 1, 0)) + offsets
+    fits = jnp.expand_dims(inside, range(-len(looked), 0))
+    return (ids if clip else jnp.where(fits, ids, -1)).reshape(-1)
+
+
+def _table(view: View, order: Sequence[int], sizes: Sequence[int]) -> Index:
+    lead = len(view.loops)
+    moved = view.index.transpose((*range(lead), *(lead + k for k in order)))
+    return moved.reshape((*moved.shape[:lead], *sizes))
+
+
+def _scale(acts: Array, view: View) -> Array:
+    return acts if view.scale is None else (acts * view.scale).astype(acts.dtype)
+
+
+def _others(ndim: int, *taken: Sequence[int]) -> tuple[int, ...]:
+    return tuple(k for k in range(ndim) if not any(k in axes for axes in taken))
+
+
+_RULES: dict[str, Callable[[dict[str, Any], Sequence[Any], int], Use | None]] = {
+    "dot_general": _dot,
+    "conv_general_dilated": _conv,
+    "gather": _gather,
+    "dynamic_slice": _dynamic_slice,
+}
