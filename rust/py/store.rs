@@ -49,7 +49,7 @@ fn bytes_of(mask: &[bool]) -> Vec<u8> {
 }
 
 /// How a kernel is stored: format, shape, tiles.
-#[pyclass(frozen, skip_from_py_object)]
+#[pyclass(frozen)]
 #[derive(Clone)]
 pub(super) struct Layout {
     zarr: bool,
@@ -107,6 +107,15 @@ pub(super) struct TileSink {
     reserved: bool,
 }
 
+fn begin(zarr: bool, paths: Paths, grid: Grid, manifest: &[u8]) -> Result<(Box<dyn Sink>, bool)> {
+    if zarr {
+        return Ok((Box::new(ZarrSink::begin(Disk, paths, grid, manifest)?), true));
+    }
+    let sink = NpySink::begin(Disk, paths, grid, manifest)?;
+    let reserved = sink.reserved();
+    Ok((Box::new(sink), reserved))
+}
+
 impl TileSink {
     fn locked(&self) -> MutexGuard<'_, Box<dyn Sink>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -119,15 +128,7 @@ impl TileSink {
     #[new]
     fn new(py: Python<'_>, path: PathBuf, layout: &Layout, manifest: &[u8]) -> PyResult<Self> {
         let (zarr, grid, paths) = (layout.zarr, layout.grid, Paths::new(&path));
-        let begun: Result<(Box<dyn Sink>, bool)> = py.detach(|| {
-            Ok(if zarr {
-                (Box::new(ZarrSink::begin(Disk, paths, grid, manifest)?), true)
-            } else {
-                let sink = NpySink::begin(Disk, paths, grid, manifest)?;
-                let reserved = sink.reserved();
-                (Box::new(sink), reserved)
-            })
-        });
+        let begun = py.detach(|| begin(zarr, paths, grid, manifest));
         let (sink, reserved) = checked(py, begun)?;
         Ok(Self { inner: Mutex::new(sink), reserved })
     }
@@ -326,7 +327,7 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<StoreLock>()?;
     module.add_function(wrap_pyfunction!(tidy, module)?)?;
     module.add_function(wrap_pyfunction!(sidecar_of, module)?)?;
-    module.add_function(wrap_pyfunction!(crc32c, module)?)?;
+    module.add_function(wrap_pyfunction!(self::crc32c, module)?)?;
     module.add_function(wrap_pyfunction!(npy_span, module)?)?;
     module.add_function(wrap_pyfunction!(npy_header, module)?)?;
     module.add_function(wrap_pyfunction!(safetensors_span, module)?)?;

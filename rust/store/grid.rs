@@ -59,7 +59,9 @@ impl Grid {
         let (planes, rows, cols) = match *shape {
             [rows, cols] => (None, rows, cols),
             [planes, rows, cols] => (Some(planes), rows, cols),
-            _ => return Err(Fault::Format(format!("a kernel has 2 or 3 axes, not {}", shape.len()))),
+            _ => {
+                return Err(Fault::Format(format!("a kernel has 2 or 3 axes, not {}", shape.len())));
+            }
         };
         let bytes = [rows, cols, item]
             .iter()

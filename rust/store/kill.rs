@@ -12,7 +12,8 @@ pub fn point(name: &str) {
     }
     let seen = SEEN.fetch_add(1, Ordering::SeqCst) + 1;
     if count.parse() == Ok(seen) {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }
 

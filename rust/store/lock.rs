@@ -31,9 +31,7 @@ impl<V: Vfs> Lock<V> {
     pub fn take(vfs: &V, path: &Path, store: &Path, shared: bool) -> Result<Self> {
         loop {
             let failed = |error| Fault::io("flock", path, error);
-            let file = vfs
-                .open(path, How::Make)
-                .map_err(|error| Fault::io("open", path, error))?;
+            let file = vfs.open(path, How::Make).map_err(|error| Fault::io("open", path, error))?;
             let real = match vfs.try_lock(&file, shared).map_err(failed)? {
                 Some(false) => return Err(held(vfs, &file, store)),
                 Some(true) => true,

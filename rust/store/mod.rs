@@ -43,4 +43,4 @@ mod tests;
 
 pub use fault::Fault;
 pub use grid::{Grid, Triangle, Unit};
-pub use sink::{Paths, Sink};
+pub use sink::{Paths, Reader, Sink};

@@ -84,7 +84,14 @@ impl<V: Vfs> NpySink<V> {
     /// A tile recorded with two checksums counts only if its bytes match the last one.
     fn settle(&self, found: &Listing) -> Result<()> {
         for (index, sums) in &found.disputed {
-            let got = unit_sum(&self.vfs, &self.data, &self.paths.partial, self.start, &self.grid, *index)?;
+            let got = unit_sum(
+                &self.vfs,
+                &self.data,
+                &self.paths.partial,
+                self.start,
+                &self.grid,
+                *index,
+            )?;
             if sums.last() != Some(&got) {
                 return Err(disputed(&self.paths.partial, &self.grid.unit(*index), sums, got));
             }
@@ -261,7 +268,13 @@ impl<V: Vfs> NpyReader<V> {
         Ok(())
     }
 
-    fn load(&self, plane: usize, rows: Range<usize>, cols: Range<usize>, out: &mut [u8]) -> Result<()> {
+    fn load(
+        &self,
+        plane: usize,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<()> {
         let length = (cols.len() * self.grid.item()).max(1);
         for (row, bytes) in rows.zip(out.chunks_exact_mut(length)) {
             let at = place(&self.grid, self.start, plane, row, cols.start);
@@ -309,7 +322,11 @@ impl<V: Vfs> Reader for NpyReader<V> {
         if got != want {
             return Err(wrong_sum(&unit, got, want));
         }
-        if self.grid.mirrors() && unit.i != unit.j { self.check_mirror(index, &unit) } else { Ok(()) }
+        if self.grid.mirrors() && unit.i != unit.j {
+            self.check_mirror(index, &unit)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -398,9 +415,8 @@ fn open_data<V: Vfs>(vfs: &V, path: &Path, grid: &Grid, new: bool) -> Result<(V:
     }
     let text = header::write_npy(&grid.shape(), grid.item());
     let length = text.len() as u64 + grid.bytes();
-    let reserved = vfs
-        .allocate(&data, length)
-        .map_err(|error| Fault::at("fallocate", path, None, error))?;
+    let reserved =
+        vfs.allocate(&data, length).map_err(|error| Fault::at("fallocate", path, None, error))?;
     write_all(vfs, &data, path, &text, 0)?;
     sync(vfs, &data, path)?;
     sync_dir(vfs, parent(path))?;

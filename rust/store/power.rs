@@ -29,9 +29,17 @@ type Names = BTreeMap<OsString, u64>;
 
 #[derive(Clone, Debug)]
 enum Node {
-    File { now: Vec<u8>, safe: Vec<u8>, unsynced: Vec<Change> },
+    File {
+        now: Vec<u8>,
+        safe: Vec<u8>,
+        unsynced: Vec<Change>,
+    },
     /// Each unsynced state is what the directory looked like after one more change.
-    Dir { now: Names, safe: Names, unsynced: Vec<Names> },
+    Dir {
+        now: Names,
+        safe: Names,
+        unsynced: Vec<Names>,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -235,7 +243,9 @@ impl Vfs for Power {
             (None, How::Read | How::Edit) => Err(Errno::NOENT.into()),
             (None, How::Make | How::New) => {
                 let number = state.add(Node::file());
-                state.names(path, |names| { let _ = names.insert(name(path), number); })?;
+                state.names(path, |names| {
+                    let _ = names.insert(name(path), number);
+                })?;
                 Ok(number)
             }
         }
@@ -305,7 +315,9 @@ impl Vfs for Power {
             return Err(Errno::EXIST.into());
         }
         let number = state.add(Node::dir());
-        state.names(path, |names| { let _ = names.insert(name(path), number); })
+        state.names(path, |names| {
+            let _ = names.insert(name(path), number);
+        })
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -344,7 +356,9 @@ impl Vfs for Power {
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.step()?;
         state.need(path)?;
-        state.names(path, |names| { let _ = names.remove(&name(path)); })
+        state.names(path, |names| {
+            let _ = names.remove(&name(path));
+        })
     }
 
     fn remove_tree(&self, path: &Path) -> io::Result<()> {

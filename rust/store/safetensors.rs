@@ -52,7 +52,11 @@ pub fn span(first: &[u8], length: u64) -> Result<u64> {
         return Err(refused(&text));
     }
     if header + 8 > length {
-        let text = format!("is truncated: {} bytes, its header alone needs {}", grouped(length), grouped(header + 8));
+        let text = format!(
+            "is truncated: {} bytes, its header alone needs {}",
+            grouped(length),
+            grouped(header + 8)
+        );
         return Err(refused(&text));
     }
     Ok(header)
@@ -80,13 +84,20 @@ pub fn read(header: &[u8], length: u64) -> Result<BTreeMap<String, Tensor>> {
             return Err(refused(&format!("tensor {name:?} overlaps the one before it")));
         }
         if from > end {
-            return Err(refused(&format!("there is a gap of {} bytes before tensor {name:?}", from - end)));
+            return Err(refused(&format!(
+                "there is a gap of {} bytes before tensor {name:?}",
+                from - end
+            )));
         }
         end = to;
     }
     let data = length.saturating_sub(start);
     if end > data {
-        let text = format!("is truncated: {} bytes of data, its header promises {}", grouped(data), grouped(end));
+        let text = format!(
+            "is truncated: {} bytes of data, its header promises {}",
+            grouped(data),
+            grouped(end)
+        );
         return Err(refused(&text));
     }
     if end < data {
@@ -112,7 +123,10 @@ impl Entry {
             return Err(refused(&format!("tensor {name:?} needs two data_offsets")));
         };
         let Some(bits) = bits(&self.dtype) else {
-            return Err(refused(&format!("tensor {name:?} has the unknown dtype {:?}", self.dtype)));
+            return Err(refused(&format!(
+                "tensor {name:?} has the unknown dtype {:?}",
+                self.dtype
+            )));
         };
         let total = self.shape.iter().try_fold(bits, |product, &axis| product.checked_mul(axis));
         let Some(total) = total else {
@@ -122,7 +136,10 @@ impl Entry {
             return Err(refused(&format!("tensor {name:?} ends inside a byte ({total} bits)")));
         }
         if to.checked_sub(from) != Some(total / 8) {
-            let text = format!("tensor {name:?}: data_offsets [{from}, {to}] do not hold {} bytes", total / 8);
+            let text = format!(
+                "tensor {name:?}: data_offsets [{from}, {to}] do not hold {} bytes",
+                total / 8
+            );
             return Err(refused(&text));
         }
         Ok((from, to))

@@ -251,7 +251,8 @@ fn the_real_disk_holds_what_was_written() {
 
 #[test]
 fn nothing_but_the_store_is_left_on_the_real_disk() {
-    for (format, want) in [(Format::Npy, &["K.npy", "K.npy.entk"][..]), (Format::Zarr, &["K.npy"])] {
+    for (format, want) in [(Format::Npy, &["K.npy", "K.npy.entk"][..]), (Format::Zarr, &["K.npy"])]
+    {
         let folder = Folder::new();
         job(format, &Disk, &folder.paths(), grid(Triangle::Full)).unwrap();
         let mut names = Disk.list(&folder.0).unwrap();

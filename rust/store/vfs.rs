@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{Advice, FallocateFlags, RenameFlags, CWD};
+use rustix::fs::{Advice, CWD, FallocateFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::fault::{Fault, Result};
@@ -171,9 +171,8 @@ pub fn sync_dir<V: Vfs>(vfs: &V, path: &Path) -> Result<()> {
 pub fn replace<V: Vfs>(vfs: &V, path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     let _ = vfs.remove(&temporary);
-    let file = vfs
-        .open(&temporary, How::New)
-        .map_err(|error| Fault::io("open", &temporary, error))?;
+    let file =
+        vfs.open(&temporary, How::New).map_err(|error| Fault::io("open", &temporary, error))?;
     let half = bytes.len() / 2;
     write_all(vfs, &file, &temporary, &bytes[..half], 0)?;
     super::kill::point("mid_manifest");

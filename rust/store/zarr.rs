@@ -144,7 +144,8 @@ impl<V: Vfs> ZarrSink<V> {
         let path = chunk_path(&self.paths.partial, &self.grid, plane, place);
         self.make_dirs(parent(&path))?;
         self.written += 1;
-        let temporary = with_suffix(&path, &format!(".{}.{}.tmp", std::process::id(), self.written));
+        let temporary =
+            with_suffix(&path, &format!(".{}.{}.tmp", std::process::id(), self.written));
         let _ = self.vfs.remove(&temporary);
         let file = self
             .vfs
@@ -335,7 +336,8 @@ impl<V: Vfs> ZarrReader<V> {
         let want = array_json(&grid);
         let file = vfs.open(&path, How::Read).map_err(|error| Fault::io("open", &path, error))?;
         let mut got = vec![0; want.len() + 1];
-        let count = vfs.pread(&file, &mut got, 0).map_err(|error| Fault::io("pread", &path, error))?;
+        let count =
+            vfs.pread(&file, &mut got, 0).map_err(|error| Fault::io("pread", &path, error))?;
         if got[..count] != *want.as_bytes() {
             let text = format!("{}: the metadata are not those of its manifest", path.display());
             return Err(Fault::Format(text));
@@ -347,9 +349,10 @@ impl<V: Vfs> ZarrReader<V> {
         let path = chunk_path(&self.root, &self.grid, plane, place);
         plain_dir(&self.vfs, parent(&path))?;
         let file = self.vfs.open(&path, How::Read).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                Fault::Incomplete(format!("chunk {} is missing", chunk_key(&self.grid, plane, place)))
-            }
+            std::io::ErrorKind::NotFound => Fault::Incomplete(format!(
+                "chunk {} is missing",
+                chunk_key(&self.grid, plane, place)
+            )),
             _ => Fault::io("open", &path, error),
         })?;
         let length =
@@ -449,7 +452,8 @@ impl<V: Vfs> Reader for ZarrReader<V> {
         for plane in 0..self.grid.planes() {
             self.check_chunk(plane, &unit)?;
             if self.grid.mirrors() && unit.i != unit.j {
-                let image = Unit { i: unit.j, j: unit.i, rows: unit.cols.clone(), cols: unit.rows.clone() };
+                let image =
+                    Unit { i: unit.j, j: unit.i, rows: unit.cols.clone(), cols: unit.rows.clone() };
                 self.check_chunk(plane, &image)?;
                 self.check_mirror(plane, index, &unit)?;
             }
@@ -519,9 +523,7 @@ fn names<V: Vfs>(vfs: &V, dir: &Path) -> Result<Vec<String>> {
 fn whole<V: Vfs>(vfs: &V, path: &Path, grid: &Grid) -> Result<bool> {
     let stat = vfs.stat(path).map_err(|error| Fault::io("stat", path, error))?;
     match stat {
-        Some(stat) if stat.kind == Kind::File => {
-            Ok(stat.len == (grid.chunk_bytes() + SUM) as u64)
-        }
+        Some(stat) if stat.kind == Kind::File => Ok(stat.len == (grid.chunk_bytes() + SUM) as u64),
         Some(_) => Err(Fault::UnsafePath(format!(
             "{} is not a plain file; the entries of a store must lie inside it",
             path.display()
