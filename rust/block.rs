@@ -223,7 +223,7 @@ impl<'a> Call<'a> {
         range: Range<usize>,
         cols: bool,
     ) -> Result<Side<F>, Error> {
-        let whole = range.len().next_multiple_of(STEP);
+        let whole = range.len().next_multiple_of(W);
         let mut panels = Vec::new();
         let nodes = || pass.nodes.iter().map(|&node| &self.program.nodes[node]);
         for node in nodes() {

@@ -406,7 +406,7 @@ impl Blocks {
         let mut best: Option<Self> = None;
         let mut side = whole.min(4096_usize.next_multiple_of(STEP));
         loop {
-            for width in [1 << 20, 1 << 17, 1 << 14, 2048, 1024, 512, 256, 1] {
+            for width in [1 << 16, 1 << 14, 2048, 1024, 512, 256, 1] {
                 let schedule = Schedule::new(program, width);
                 let blocks = Self::measure(program, sizes, side, schedule);
                 if blocks.bytes <= sizes.limit {

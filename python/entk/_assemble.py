@@ -1,10 +1,9 @@
-"""`assemble`, `plan` and `diagonal`: from factors to kernels in memory; paths go on to the stores."""
+"""`assemble`, `plan` and `diagonal`: factors to kernels in memory; paths go on to the stores."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from entk._kernel import Kernel
 
+Report: TypeAlias = "Callable[[int, int], object]"
 OutputsLike: TypeAlias = "str | int | ArrayLike | tuple[ArrayLike, ArrayLike] | None"
 Bad: TypeAlias = tuple[AnyArray, AnyArray]
 
@@ -77,8 +77,11 @@ class Job:
             isa=_options.instruction_set(),
         )
 
-    def plan(self, held: int) -> Plan:
-        """Plan the whole kernel; `held` bytes of the result count against the limit."""
+    def plan(self, held: int, least: int = 0) -> Plan:
+        """Plan the whole kernel; `held` bytes of the result count against the limit.
+
+        A refusal names the smallest limit that would do, with `least` bytes or more of result.
+        """
         return _plan.make_plan(
             self.problem,
             tile=self.tile,
@@ -89,19 +92,20 @@ class Job:
             engine=self.engine,
             isa=self.isa,
             held=held,
+            least=least,
         )
+
+    def check_result_fits(self, size: int) -> None:
+        """Raise `MemoryLimitError` if a result in RAM exceeds the limit."""
+        if size > self.memory.limit:
+            self.plan(0, least=size)
+            raise _plan.result_too_large(self.problem, size, self.memory)
 
     def scan(self) -> Bad:
         """Look at all values; return the examples of each side that hold NaN or infinity."""
         problem, names = self.problem, self.problem.names
         _values.warn_of_nothing(problem.factors, names)
-        if self.dtype == "float32" and problem.factors.dtype == np.float64:
-            warnings.warn(
-                "float64 factors are stored as a float32 kernel, as dtype='float32' asks",
-                UserWarning,
-                stacklevel=3,
-            )
-        found = []
+        found: list[AnyArray] = []
         for factors, side in ((problem.factors, ""), (problem.other, " of other")):
             if factors is None:
                 found.append(found[0])
@@ -116,10 +120,11 @@ class Job:
             )
             _values.warn_of_underflow(values, self.accumulate)
             found.append(values.bad)
+        _values.warn_of_narrowing(problem, self.dtype)
         return found[0], found[1]
 
     def compute(
-        self, cut: Cut, out: AnyArray, *, limit: int, progress: object = None
+        self, cut: Cut, out: AnyArray, *, limit: int, progress: Report | None = None
     ) -> bool:
         """Compute a cut into `out`; return whether all entries are finite."""
         rows, cols = self.problem.sides()
@@ -275,12 +280,12 @@ def assemble(
 
 
 def _refuse_file_options(
-    triangle: str, resume: bool, overwrite: bool, executor: object, part: object
+    triangle: str, resume: object, overwrite: object, executor: object, part: object
 ) -> None:
     given = {
         "triangle='lower'": triangle == "lower",
-        "resume=True": resume,
-        "overwrite=True": overwrite,
+        "resume=True": bool(resume),
+        "overwrite=True": bool(overwrite),
         "executor=": executor is not None,
         "part=": part is not None,
     }
@@ -294,7 +299,7 @@ def _assemble_in_memory(job: Job, out: object, progress: object) -> AnyArray:
     size = _plan.check_sizes(problem, job.dtype)
     held = 0 if out is not None else size
     if out is None:
-        _plan.check_result_fits(problem, size, job.memory)
+        job.check_result_fits(size)
     target = None if out is None else _out.check_out(out, problem, job.dtype)
     with _options.reporting(progress) as report:
         job.plan(held)
@@ -361,13 +366,14 @@ def plan(
     size = _plan.check_sizes(job.problem, job.dtype)
     to_file = isinstance(out, str | os.PathLike)
     if out is None:
-        _plan.check_result_fits(job.problem, size, job.memory)
+        job.check_result_fits(size)
     elif not to_file:
         _out.check_out(out, job.problem, job.dtype)
     if to_file:
         from entk import _stored
 
-        return _stored.plan_to_path(job)
+        planned: Plan = _stored.plan_to_path(job)
+        return planned
     return job.plan(size if out is None else 0)
 
 
@@ -409,9 +415,7 @@ def diagonal(factors: FactorsLike, *, outputs: OutputsLike = None) -> AnyArray:
     if found.size:
         options = problem if problem.mode != "full" else _by_plane(problem)
         job_of = job if options is problem else Job(**{**vars(job), "problem": options})
-        finite = job_of.compute(
-            ("diagonal", [0, problem.factors.n]), found, limit=job.memory.limit
-        )
+        finite = job_of.compute(("diagonal", [0, problem.factors.n]), found, limit=job.memory.limit)
         if not finite:
             return _raise_overflow(job, found)
     if problem.mode == "full":

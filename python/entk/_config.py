@@ -11,8 +11,8 @@ from entk import _core, _options
 def show_config() -> None:
     """Print version, kernel ABI, instruction sets, threads, memory limit and BLAS.
 
-    ``ENTK_ISA`` (portable, avx2, avx512 or neon) forces an instruction set, ``ENTK_NUM_THREADS`` the
-    number of workers; neither changes a bit of any result.
+    ``ENTK_ISA`` (portable, avx2, avx512 or neon) forces an instruction set, ``ENTK_NUM_THREADS``
+    the number of workers; neither changes a bit of any result.
 
     Examples
     --------
@@ -42,14 +42,13 @@ def config() -> dict[str, Any]:
 
 
 def _blas() -> str:
-    import threadpoolctl
-
     # SciPy brings the library that the "blas" engine and the solvers call.
     import scipy.linalg.cython_blas  # noqa: F401
+    import threadpoolctl
 
     found = threadpoolctl.threadpool_info()
     lines = [
-        f"{pool['internal_api']} {pool['version']}, {pool['num_threads']} threads ({pool['filepath']})"
+        f"{pool['internal_api']} {pool['version']}, {pool['num_threads']} threads, {pool['filepath']}"
         for pool in found
         if pool["user_api"] == "blas"
     ]

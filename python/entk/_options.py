@@ -48,9 +48,7 @@ def thread_count(threads: object) -> int:
         return int(given)
     fine = isinstance(threads, int | np.integer) and not isinstance(threads, bool | np.bool_)
     if not fine or not 1 <= threads <= MOST_THREADS:  # type: ignore[operator]
-        raise InputError(
-            f"threads must be None or between 1 and {MOST_THREADS} (got {threads!r})"
-        )
+        raise InputError(f"threads must be None or between 1 and {MOST_THREADS} (got {threads!r})")
     return int(threads)  # type: ignore[call-overload, no-any-return]
 
 
@@ -74,7 +72,7 @@ class Memory:
 
 
 def memory_limit(memory: object) -> Memory:
-    """Return the bytes a call may add: parsed, or a safe share of what the process may still use."""
+    """Return the bytes a call may add: as given, or a safe share of what may still be used."""
     if memory is None:
         limit = _core.memory_limit()
         return Memory(int(limit["available"] * _SHARE), limit["source"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from entk._part import Part
 from entk._problem import Problem
 
 _CHUNK = 1 << 22
+# Candidate solutions that NumPy tries before it gives up on telling whether strided arrays overlap.
+_WORK: Any = 10**6
 
 
 def check_out(out: object, problem: Problem, dtype: str) -> AnyArray:
@@ -59,7 +62,7 @@ def _check_overlap(out: AnyArray) -> None:
 
 def _shares(out: AnyArray, array: AnyArray) -> bool:
     try:
-        return bool(np.shares_memory(out, array, max_work=10**6))
+        return bool(np.shares_memory(out, array, max_work=_WORK))
     except np.exceptions.TooHardError:
         return True
 
@@ -77,7 +80,10 @@ def arrays(problem: Problem) -> Iterator[tuple[str, Part]]:
 def fill_nan(
     kernel: AnyArray, problem: Problem, bad: tuple[AnyArray, AnyArray], origin: tuple[int, int]
 ) -> None:
-    """Set exactly the rows and columns of these examples to NaN; `origin` is the first example of each axis."""
+    """Set exactly the rows and columns of these examples to NaN.
+
+    `origin` is the first example of each axis of `kernel`.
+    """
     for axis, examples in zip((-2, -1), bad, strict=True):
         first = origin[axis]
         count = kernel.shape[axis] // problem.block
@@ -92,7 +98,7 @@ def fill_nan(
 def overflow_error(
     kernel: AnyArray, problem: Problem, accumulate: str, bad: tuple[AnyArray, AnyArray]
 ) -> KernelOverflowError | None:
-    """Describe the first entry that is not finite though its examples are; None if there is none."""
+    """Describe the first entry that is not finite though its examples are, if there is one."""
     rows = np.isin(np.arange(problem.examples[0]), bad[0], invert=True).repeat(problem.block)
     cols = np.isin(np.arange(problem.examples[1]), bad[1], invert=True).repeat(problem.block)
     step = max(1, _CHUNK // max(1, kernel.shape[-1]))

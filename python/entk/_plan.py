@@ -209,13 +209,12 @@ def _smaller(problem: Problem) -> str:
     return "; outputs='trace' or 'sum' (N x N) and 'diagonal' (O x N x N) are smaller"
 
 
-def check_result_fits(problem: Problem, size: int, memory: Memory) -> None:
-    """Raise `MemoryLimitError` if a result in RAM exceeds the limit."""
-    if size > memory.limit:
-        raise MemoryLimitError(
-            f"result needs {in_bytes(size)}, limit {in_bytes(memory.limit)} ({memory.source}); "
-            f'write to disk with out="K.npy"{_smaller(problem)}'
-        )
+def result_too_large(problem: Problem, size: int, memory: Memory) -> MemoryLimitError:
+    """Return the refusal of a result that does not fit in RAM but would fit on disk."""
+    return MemoryLimitError(
+        f"result needs {in_bytes(size)}, limit {in_bytes(memory.limit)} ({memory.source}); "
+        f'write to disk with out="K.npy"{_smaller(problem)}'
+    )
 
 
 def whole_cut(problem: Problem) -> Cut:
@@ -224,8 +223,8 @@ def whole_cut(problem: Problem) -> Cut:
     return ("square", [0, n]) if problem.other is None else ("rectangle", [0, n, 0, m])
 
 
-def core_plan(problem: Problem, options: Mapping[str, Any], memory: Memory, held: int) -> Any:
-    """Ask the core for blocks and bytes; `held` bytes of the limit are taken already.
+def core_plan(problem: Problem, options: Mapping[str, Any], memory: Memory, result: int) -> Any:
+    """Ask the core for blocks and bytes; `result` bytes are for the result.
 
     Raises
     ------
@@ -236,10 +235,11 @@ def core_plan(problem: Problem, options: Mapping[str, Any], memory: Memory, held
     try:
         return _core.plan(rows, cols, options)
     except MemoryLimitError as error:
-        if not hasattr(error, "needs"):
+        needs, what = getattr(error, "needs", None), getattr(error, "what", "")
+        if needs is None:
             raise
         raise MemoryLimitError(
-            f"needs at least {_up(error.needs + held)} for {error.what}; "
+            f"needs at least {_up(needs + result)} for {what}; "
             f"got {in_bytes(memory.limit)} ({memory.source})"
         ) from None
 
@@ -255,6 +255,7 @@ def make_plan(
     engine: str,
     isa: str | None,
     held: int,
+    least: int = 0,
 ) -> Plan:
     """Plan a checked problem; `held` is what of the result counts against the limit."""
     size = check_sizes(problem, dtype)
@@ -265,7 +266,7 @@ def make_plan(
         limit=max(memory.limit - held, 0),
         isa=isa,
     )
-    core = core_plan(problem, options, memory, held)
+    core = core_plan(problem, options, memory, max(held, least))
     n, m = problem.examples
     entries = n * m if problem.other is not None else n * (n + 1) // 2
     leaves = tuple(
@@ -278,7 +279,8 @@ def make_plan(
         )
         for name, (contraction, flops) in zip(problem.names, core["leaves"], strict=True)
     )
-    tiles = Tiles(*problem.shape[-2:], tile, problem.other is None)
+    rows, cols = problem.shape[-2:]
+    tiles = Tiles(rows, cols, tile, problem.other is None)
     return Plan(
         tiles=tiles,
         flops=core["flops_per_pair"] * entries,
@@ -298,7 +300,7 @@ def make_plan(
 
 
 def _read_bytes(problem: Problem, block: int, passes: int) -> int:
-    """Bytes read: each block reads its columns, each row of blocks its rows (every block does if there are several passes)."""
+    """Count bytes read: a block reads its columns, a row of blocks its rows."""
     n, m = problem.examples
     if not n or not m:
         return 0

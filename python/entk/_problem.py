@@ -170,9 +170,7 @@ def _directions(factors: Factors, outputs: Outputs) -> list[float]:
     return flat
 
 
-def resolve_weights(
-    factors: Factors, leaf_weights: Mapping[str, float] | None
-) -> dict[str, float]:
+def resolve_weights(factors: Factors, leaf_weights: Mapping[str, float] | None) -> dict[str, float]:
     """Return the factor of every leaf: a name beats a glob, two globs on one leaf are refused."""
     exact: dict[str, float] = {}
     by_glob: dict[str, tuple[str, float]] = {}

@@ -1,4 +1,4 @@
-"""One look at every factor before work starts: NaN, infinity, integers too large, what will underflow."""
+"""One look at every factor before work starts: NaN, infinity, large integers, underflow."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from entk._arrays import Host
 from entk._errors import DTypeError, InputError, NonFiniteError
 from entk._factors import Factors
 from entk._leaves import Dense, Lookup, Outer, Tied
+from entk._out import arrays
 from entk._part import IDS, Part
-from entk._problem import raw
+from entk._problem import Problem, raw
 
 # Integers up to here are exact in the accumulator.
 _EXACT = {"float32": 24, "float64": 53}
@@ -90,18 +91,18 @@ def _not_finite(where: str, part: Part, place: list[int], count: int) -> NonFini
     at = ", ".join(map(str, part.index(place)))
     samples = f"{count:,} sample{'s' if count > 1 else ''} affected"
     return NonFiniteError(
-        f"{where} {part.word}[{at}] is {value}; {samples}. "
-        "Use nonfinite='propagate' or drop it"
+        f"{where} {part.word}[{at}] is {value}; {samples}. Use nonfinite='propagate' or drop it"
     )
 
 
 def _check_exact(where: str, host: Host, top: float, accumulate: str) -> None:
     bits = _EXACT[accumulate]
+    if host.dtype in ("int64", "uint64") and top >= 2**bits:
+        # The scan saw values rounded to float64; at the border only the integers themselves tell.
+        top = max(int(host.array.max()), -int(host.array.min()))
     if host.array.dtype.kind in "iu" and host.dtype != "bfloat16" and top > 2**bits:
         hint = "; accumulate in float64" if bits == 24 and top <= 2**53 else ""
-        raise DTypeError(
-            f"{where}: {host.dtype} values above 2^{bits} cannot be represented{hint}"
-        )
+        raise DTypeError(f"{where}: {host.dtype} values above 2^{bits} cannot be represented{hint}")
 
 
 def _check_ids(part: Part, leaf: object, where: str) -> None:
@@ -128,10 +129,11 @@ def _bound(leaf: Dense | Outer | Lookup, tops: list[float]) -> float:
     if isinstance(leaf, Outer):
         acts, cots = leaf._acts.shape, leaf._cots.shape
         terms = float(acts[1]) * acts[2] ** 2 * acts[3] * cots[4]
-        return float(terms * tops[0] ** 2 * tops[1] ** 2)
-    shape = leaf._jac.shape if isinstance(leaf, Dense) else leaf._cots.shape
-    positions = 1 if isinstance(leaf, Dense) else shape[2] ** 2
-    return float(positions * shape[-1] * tops[0] ** 2)
+    else:
+        shape = leaf._jac.shape if isinstance(leaf, Dense) else leaf._cots.shape
+        terms = float(shape[-1]) * (1 if isinstance(leaf, Dense) else shape[2] ** 2)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return float(terms * np.prod(np.square(np.array(tops))))
 
 
 def warn_of_nothing(factors: Factors, names: list[str]) -> None:
@@ -154,3 +156,14 @@ def warn_of_underflow(values: Values, accumulate: str) -> None:
                 UserWarning,
                 stacklevel=4,
             )
+
+
+def warn_of_narrowing(problem: Problem, dtype: str) -> None:
+    """Warn once if a float64 leaf is stored in a float32 kernel."""
+    wide = [name for name, part in arrays(problem) if part.host.dtype == "float64"]
+    if dtype == "float32" and wide:
+        warnings.warn(
+            f"layer {wide[0]!r} is float64; its kernel is stored as float32, as dtype= asks",
+            UserWarning,
+            stacklevel=4,
+        )
