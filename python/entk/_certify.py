@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 4096  # rows of the full kernel of the sample: 128 MiB in float64
 FROBENIUS = 0.2  # a relative error of 0.19 moved ridge predictions by 0.5, one of 0.09 by 0.22
 SHARED = 0.2  # (O - 1) times the mean cosine: what shared directions add to the summed kernel
-EIGMAX = 0.1
+EIGMAX = 0.25  # the top of the full spectrum is spread by its O x O blocks, so it is larger
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def certify(factors: Factors, *, samples: int = 256, seed: int = 0) -> Certifica
     -----
     **Cost.** The full kernel of the sample and its eigenvalues: ``samples^2 O^2`` entries.
     The verdict `ok` asks for a relative Frobenius error up to 0.2, a contribution of shared
-    directions ``(O - 1) |cosine|`` up to 0.2 and a largest eigenvalue within 10 %. Nothing here
+    directions ``(O - 1) |cosine|`` up to 0.2 and a largest eigenvalue within 25 %. Nothing here
     makes the summed kernel fit for log-determinants or condition numbers.
 
     References

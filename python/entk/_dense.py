@@ -6,7 +6,7 @@ and promotes while it reads; nothing of the size of the kernel is copied unless 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -41,6 +41,11 @@ class Matrix:
         """Number of rows."""
         return self.shape[0]
 
+    @property
+    def _indexed(self) -> bool:
+        """Whether the source takes arrays of indices with NumPy's meaning."""
+        return self.kind == "array" or hasattr(self.source, "tiles")
+
     def block(self, rows: slice, cols: slice) -> Float:
         """Return ``K[rows, cols]`` as a new float64 array."""
         if self.kind == "operator":
@@ -50,8 +55,8 @@ class Matrix:
     def rows(self, index: ArrayLike) -> Float:
         """Return ``K[index, :]`` as a new float64 array."""
         index = np.asarray(index, dtype=np.intp)
-        if self.kind == "array":
-            return np.array(self.source[index], dtype=np.float64)
+        if self._indexed:
+            return np.array(self.source[index, :], dtype=np.float64)
         if self.kind == "operator" and hasattr(self.source, "rows"):
             return np.array(self.source.rows(index), dtype=np.float64)
         strips = [self.block(slice(i, i + 1), slice(0, self.shape[1])) for i in index.tolist()]
@@ -60,7 +65,7 @@ class Matrix:
     def pairs(self, rows: ArrayLike, cols: ArrayLike) -> Float:
         """Return ``K[rows][:, cols]`` for two index arrays as a new float64 array."""
         rows, cols = np.asarray(rows, dtype=np.intp), np.asarray(cols, dtype=np.intp)
-        if self.kind == "array":
+        if self._indexed:
             return np.array(self.source[np.ix_(rows, cols)], dtype=np.float64)
         if self.kind == "operator" and hasattr(self.source, "block"):
             return np.array(self.source.block(rows, cols), dtype=np.float64)
@@ -195,9 +200,11 @@ def check_symmetric(matrix: Matrix, what: str = "K") -> None:
     """Refuse NaN, infinity, and a difference to the transpose beyond rounding.
 
     Rounding means ``8 sqrt(n) u sqrt(K_ii K_jj)``, that of two sums of different order. An
-    operator is taken at its word; a stored `Kernel` is symmetric by construction.
+    operator is taken at its word, and so is a stored kernel that was assembled as symmetric.
     """
-    if matrix.kind == "operator" or hasattr(matrix.source, "tiles"):
+    record = getattr(matrix.source, "info", None)
+    stored = isinstance(record, Mapping) and record.get("symmetric") is True
+    if matrix.kind == "operator" or stored:
         return check_finite(matrix, what)
     n = matrix.n
     step = max(1, int(np.sqrt(STRIP_BYTES / 16)))
