@@ -194,8 +194,8 @@ def _near_overflow(rng, shape, dtype):
 
 
 def _near_underflow(rng, shape, dtype):
-    """So small that a product of four factors is a few bits above the smallest kernel entry."""
-    smallest = SMALLEST["float64" if dtype == "float64" else "float32"] * 2.0**30
+    """So small that a product of four factors is just above the smallest normal number."""
+    smallest = 2.0**-1012 if dtype == "float64" else 2.0**-116
     return max(smallest**0.25, SMALLEST[dtype] * 8) * rng.standard_normal(shape)
 
 

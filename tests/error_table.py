@@ -3,6 +3,8 @@
 Entries are ``max |K - exact| / (u sqrt(S_ii S_jj))``; T is the number of positions.
 """
 
+import warnings
+
 import numpy as np
 
 import entk
@@ -24,6 +26,7 @@ def ratio(name, shape, dtype, options):
 
 
 def main():
+    warnings.filterwarnings("ignore", ".*it was flushed by float")
     for title, shape in SHAPES.items():
         print(f"{title:22}" + "".join(f"{column:>27}" for column in COLUMNS))
         for name in FAMILIES:

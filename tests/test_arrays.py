@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 import entk
 from bounds import assert_same_bits
 from cases import cast
-from entk._arrays import SUPPORTED, host, integer_range
+from entk._arrays import SUPPORTED, host
 from isolated import run_json
 
 
@@ -199,11 +199,3 @@ def test_factors_are_made_without_touching_the_data(tmp_path):
     assert "4.0 TiB" in text
     assert size == 2**41
     assert peak < 1 << 20
-
-
-def test_integer_ranges_are_found_in_bounded_memory(rng):
-    x = rng.integers(-99, 99, (300, 7)).astype(">i4")
-    for view in (x, x.T, x[::-2], x[:0], np.broadcast_to(x[:1], (2**40, 7))):
-        few = view[:1] if len(view) > 2**30 else view
-        expected = (int(few.min()), int(few.max())) if few.size else (0, 0)
-        assert integer_range(view) == expected

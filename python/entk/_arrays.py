@@ -6,9 +6,8 @@ Libraries are told apart by the module a class comes from, so that nothing heavy
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -33,11 +32,9 @@ SUPPORTED = (
 )
 # Every value of these types is a float32: the rule for the type of a kernel.
 NARROW = frozenset({"float32", "float16", "bfloat16", "int8", "int16", "uint8", "uint16", "bool"})
-_DIGITS = {"float32": 24, "float64": 53}
 # https://dmlc.github.io/dlpack/latest/c_api.html: host memory, pinned or not, needs no transfer.
 _HOST_DEVICES = {1, 3, 11}
 _DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 13: "cuda", 14: "oneapi"}
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -126,36 +123,6 @@ def host(x: object, what: str) -> Host:
 def common_dtype(dtypes: list[str]) -> np.dtype[Any]:
     """Return float32 if it holds every value of all `dtypes`, else float64."""
     return np.dtype(np.float32 if all(d in NARROW for d in dtypes) else np.float64)
-
-
-def refuse_inexact(array: Host, dtype: Literal["float32", "float64"], what: str) -> None:
-    """Raise `DTypeError` if an integer of `array` is not a number of type `dtype`.
-
-    Reads wide integers once in chunks, and no other array at all.
-    """
-    limit = 1 << _DIGITS[dtype]
-    kind, bits = array.array.dtype.kind, 8 * array.array.dtype.itemsize
-    if array.dtype == "bfloat16" or kind not in "iu" or bits - (kind == "i") <= _DIGITS[dtype]:
-        return
-    low, high = integer_range(array.array)
-    if low < -limit or high > limit:
-        raise DTypeError(
-            f"{what}: {array.dtype} values above 2^{_DIGITS[dtype]} cannot be represented in "
-            f"{dtype} (found {low if low < -limit else high:,}); scale them or use floating point"
-        )
-
-
-def integer_range(array: AnyArray) -> tuple[int, int]:
-    """Return the smallest and largest integer in bounded memory; (0, 0) if there is none."""
-    if array.size == 0:
-        return 0, 0
-    # Along an axis of stride 0 all elements are one.
-    array = array[tuple(slice(0, 1) if s == 0 else slice(None) for s in array.strides)]
-    chunks: Iterable[AnyArray] = np.nditer(  # type: ignore[assignment]  # one operand, so no tuple
-        array, flags=["external_loop", "buffered", "zerosize_ok"], buffersize=_CHUNK, order="K"
-    )
-    ends = [(int(chunk.min()), int(chunk.max())) for chunk in chunks]
-    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def _origin(x: object) -> str:
