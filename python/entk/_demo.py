@@ -32,8 +32,8 @@ RIDGES = np.logspace(-6, -1, 6)  # in units of the kernel's mean diagonal
 WIDTH = 100  # columns of a terminal
 NOTE = (
     "seconds: factors, compiling included, and kernels (the network: training). peak memory: "
-    "growth of the process's peak meanwhile. pNTK, trace and full kernels of the subset include the cross "
-    "kernel to the held-out images; accuracy is theirs, the ridge chosen by leave-one-out."
+    "growth of the process's peak meanwhile. Kernels of the subset include the cross kernel to the "
+    "held-out images; accuracy is on these, the ridge chosen by leave-one-out."
 )
 COLUMNS = ("", "trained on", "kernel entries", "accuracy", "seconds", "entries/s", "peak memory")
 

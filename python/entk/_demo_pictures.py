@@ -15,39 +15,18 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 SUBSET = ("pNTK", "trace", "full eNTK")
-DARKEST = 0.01  # share of entries that may be drawn in the darkest colour
-
-
-def cosines(kernel: Array) -> Array:
-    """Scale a kernel to a unit diagonal, so that all classes show on one scale."""
-    length = np.sqrt(np.diagonal(kernel))
-    scaled: Array = kernel / length[:, None] / length[None, :]
-    return scaled
 
 
 def kernels(studies: list[Study], labels: Array) -> Figure:
     """Draw the pNTK of all images, a panel a network, sorted by class."""
-    order = np.argsort(labels, kind="stable")
-    edges = np.searchsorted(labels[order], np.arange(11)) - 0.5
+    from entk import plot
+
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     panels = figure.subplots(1, len(studies), squeeze=False)[0]
-    middle = (edges[1:] + edges[:-1]) / 2
     for axes, study in zip(panels, studies, strict=True):
-        shown = cosines(study.kernels["pNTK, all images"])[np.ix_(order, order)]
-        low = float(np.quantile(shown, DARKEST))
-        image = axes.imshow(shown, cmap="viridis", vmin=low, vmax=1, interpolation="antialiased")
-        for edge in edges[1:-1]:
-            axes.axhline(edge, color="white", linewidth=0.4)
-            axes.axvline(edge, color="white", linewidth=0.4)
-        axes.set_xticks(middle, range(10))
-        axes.set_yticks(middle, range(10))
-        axes.tick_params(length=0)
+        plot.heatmap(study.kernels["pNTK, all images"], labels, ax=axes)
         axes.set_title(f"{study.name} after training")
-        axes.set_xlabel("digit")
-        bar = figure.colorbar(image, ax=axes, shrink=0.85)
-    panels[0].set_ylabel("digit")
-    bar.set_label("cosine of the two images' gradients")
-    figure.suptitle(f"pNTK of {len(labels):,} images, sorted by class")
+    figure.suptitle(f"pNTK of {len(labels):,} images, sorted by digit")
     return figure
 
 
