@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from entk._assemble import assemble as assemble
 from entk._assemble import diagonal as diagonal
 from entk._assemble import plan as plan
+from entk._certify import Certificate as Certificate
+from entk._certify import certify as certify
 from entk._config import show_config as show_config
 from entk._errors import ConvergenceError as ConvergenceError
 from entk._errors import DTypeError as DTypeError
