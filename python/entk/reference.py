@@ -138,8 +138,8 @@ def leaf_jacobian(leaf: Leaf, height: int = 0) -> Array:
         return leaf._jac.values()
     height = max([height, *map(_height, _uses(leaf))])
     jac = sum((_table(use, height) for use in _uses(leaf)), np.zeros(()))
-    n, r, *table = jac.shape
-    return jac.reshape(n, r, int(np.prod(table)))
+    n, r = jac.shape[:2]
+    return jac.reshape(n, r, int(np.prod(jac.shape[2:])))
 
 
 def _uses(leaf: Leaf) -> tuple[Outer | Lookup, ...]:
