@@ -137,7 +137,7 @@ def leaf_jacobian(leaf: Leaf, height: int = 0) -> Array:
     if isinstance(leaf, Dense):
         return leaf._jac.values()
     height = max([height, *map(_height, _uses(leaf))])
-    jac = sum((_table(use, height) for use in _uses(leaf)), np.zeros(()))
+    jac: Array = sum((_table(use, height) for use in _uses(leaf)), np.zeros(()))
     n, r = jac.shape[:2]
     return jac.reshape(n, r, int(np.prod(jac.shape[2:])))
 
