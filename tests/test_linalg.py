@@ -104,6 +104,17 @@ def test_logdet_and_solve_agree_with_numpy(rng, ridge):
     assert_same_solution(linalg.solve(kernel, b, ridge), np.linalg.solve(regular, b), regular)
 
 
+def test_solve_and_logdet_use_a_scratch_folder_and_leave_it_empty(rng, tmp_path):
+    kernel, b = gram(rng, 200), rng.standard_normal(200)
+    with pytest.raises(MemoryLimitError, match=r'scratch="a folder"'):
+        linalg.solve(kernel, b, memory="100KB")
+    got = linalg.solve(kernel, b, 0.1, memory="200KB", scratch=tmp_path)
+    assert_same_solution(got, linalg.solve(kernel, b, 0.1), kernel, 0.1)
+    got = linalg.logdet(kernel, 0.1, memory="200KB", scratch=tmp_path)
+    assert_rounding(got, linalg.logdet(kernel, 0.1), 200)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_logdet_states_the_error_that_the_noise_floor_allows(rng):
     exact = with_spectrum(rng, np.geomspace(1e-8, 1.0, 100))
     stored = exact.astype(np.float32)

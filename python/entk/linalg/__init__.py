@@ -7,9 +7,6 @@ the kernel does not have, it says so: see `Measured`, `Spectrum` and `PrecisionW
 
 from entk.linalg._cg import cg as cg
 from entk.linalg._cholesky import cholesky as cholesky
-from entk.linalg._cholesky import factored_solve as factored_solve
-from entk.linalg._cholesky import logdet as logdet
-from entk.linalg._cholesky import solve as solve
 from entk.linalg._eigen import condition_number as condition_number
 from entk.linalg._eigen import eigsh as eigsh
 from entk.linalg._eigen import eigvalsh as eigvalsh
@@ -20,3 +17,6 @@ from entk.linalg._results import Measured as Measured
 from entk.linalg._results import Solution as Solution
 from entk.linalg._results import Spectrum as Spectrum
 from entk.linalg._slq import slq_logdet as slq_logdet
+from entk.linalg._solve import factored_solve as factored_solve
+from entk.linalg._solve import logdet as logdet
+from entk.linalg._solve import solve as solve

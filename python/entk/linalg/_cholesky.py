@@ -1,4 +1,4 @@
-"""Cholesky factorisation in RAM (LAPACK) or by tiles, checked, and what follows from it."""
+"""Cholesky factorisation in RAM (LAPACK) or by tiles, and the check of the factor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from entk._dense import Float, Matrix
 from entk._errors import DTypeError, InputError, InternalError
 from entk._floor import ROUNDOFF
 from entk.linalg import _limits, _pivots, _tiled
-from entk.linalg._results import Measured
 
 Out = NDArray[np.float64] | str | os.PathLike[str] | None
 U64 = ROUNDOFF["float64"]
@@ -176,160 +175,19 @@ def verify(matrix: Matrix, ridge: Float, lower: Float) -> None:
         )
 
 
-def _strips(lower: Float) -> list[slice]:
+def strips_of(lower: Float) -> list[slice]:
+    """Cut a factor into strips of rows that are small in memory."""
     n = len(lower)
     step = max(1, _dense.STRIP_BYTES // (8 * n))
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
 
 def _times(lower: Float, v: Float) -> Float:
-    return np.concatenate([lower[s, : s.stop] @ v[: s.stop] for s in _strips(lower)])
+    return np.concatenate([lower[s, : s.stop] @ v[: s.stop] for s in strips_of(lower)])
 
 
 def _times_transposed(lower: Float, v: Float) -> Float:
     out = np.zeros_like(v)
-    for s in _strips(lower):
+    for s in strips_of(lower):
         out[: s.stop] += lower[s, : s.stop].T @ v[s]
     return out
-
-
-def factored_solve(lower: Float, b: Float) -> Float:
-    """Solve ``L L^T x = b`` for a factor from `cholesky`, in RAM or memory-mapped.
-
-    Parameters
-    ----------
-    lower : array, shape (n, n)
-        Lower triangular factor.
-    b : array, shape (n,) or (n, m)
-        Right-hand sides.
-
-    Returns
-    -------
-    ndarray of float64, the shape of `b`
-
-    Notes
-    -----
-    **Cost.** ``2 n^2 m`` flops, two passes over the lower half.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from entk.linalg import cholesky, factored_solve
-    >>> factored_solve(cholesky(4.0 * np.eye(2)), np.array([8.0, 4.0]))
-    array([2., 1.])
-    """
-    from scipy.linalg import solve_triangular
-
-    x = np.array(b, dtype=np.float64)
-    if not len(x) or not x.size:
-        return x
-    if type(lower) is np.ndarray and lower.flags.c_contiguous:
-        half = solve_triangular(lower.T, x, trans="T", lower=False, check_finite=False)
-        whole: Float = solve_triangular(lower.T, half, lower=False, check_finite=False)
-        return whole
-    strips = _strips(lower)
-    for s in strips:
-        x[s] -= lower[s, : s.start] @ x[: s.start]
-        x[s] = solve_triangular(lower[s, s], x[s], lower=True)
-    for s in reversed(strips):
-        x[s] = solve_triangular(lower[s, s], x[s], lower=True, trans="T")
-        x[: s.start] -= lower[s, : s.start].T @ x[s]
-    return x
-
-
-def solve(
-    K: Any, b: ArrayLike, ridge: ArrayLike = 0.0, *, memory: int | str | None = None
-) -> Float:
-    r"""Solve :math:`(K + \mathrm{ridge}\, I)\, x = b` by Cholesky factorisation in float64.
-
-    Parameters
-    ----------
-    K : array, `entk.Kernel` or `entk.KernelOperator`, shape (n, n)
-        Symmetric positive definite with its ridge.
-    b : array, shape (n,) or (n, m)
-        Right-hand sides, finite.
-    ridge : float or array of shape (n,)
-        Added to the diagonal, in units of the kernel.
-    memory : int, str or None
-        Bound on what the call adds.
-
-    Returns
-    -------
-    ndarray of float64, the shape of `b`
-
-    Raises
-    ------
-    InputError
-        If `b` has another length, or as `cholesky`.
-    NotPositiveDefiniteError, MemoryLimitError
-        As `cholesky`. Beyond RAM use `cholesky` with a path and `factored_solve`, or `cg`.
-
-    Notes
-    -----
-    **Cost.** ``n^3 / 3 + 2 n^2 m`` flops. **Memory.** ``8 n^2`` bytes.
-    **Precision.** Backward stable: the residual is of the order of ``n u |K| |x|``.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from entk.linalg import solve
-    >>> solve(np.eye(2), np.array([3.0, 6.0]), ridge=2.0)
-    array([1., 2.])
-    """
-    values = np.asarray(b, dtype=np.float64)
-    matrix = _dense.read(K)
-    if values.ndim not in (1, 2) or len(values) != matrix.n:
-        raise InputError(f"b has shape {values.shape}; expected ({matrix.n},) or ({matrix.n}, m)")
-    _dense.check_finite_array(values, "b")
-    return factored_solve(cholesky(K, ridge, memory=memory), values)
-
-
-def logdet(K: Any, ridge: ArrayLike = 0.0, *, memory: int | str | None = None) -> Measured:
-    r"""Compute :math:`\log\det(K + \mathrm{ridge}\, I)` exactly, by Cholesky factorisation.
-
-    Parameters
-    ----------
-    K : array, `entk.Kernel` or `entk.KernelOperator`, shape (n, n)
-        Symmetric positive definite with its ridge.
-    ridge : float or array of shape (n,)
-        Added to the diagonal, in units of the kernel.
-    memory : int, str or None
-        Bound on what the call adds. Beyond RAM: factor into a file with `cholesky` and sum
-        ``2 log L_ii``, or `slq_logdet`.
-
-    Returns
-    -------
-    Measured
-        A float; `.error` bounds what the noise of the kernel can change, ``n * floor / s`` with
-        `s` the smallest pivot (an upper bound of the smallest eigenvalue: read it as an order of
-        magnitude), and is infinite if the floor reaches that pivot.
-
-    Raises
-    ------
-    NotPositiveDefiniteError, InputError, MemoryLimitError
-        As `cholesky`.
-
-    Notes
-    -----
-    A kernel of summed logits is no substitute for the full kernel here: log-determinants of
-    trained networks were off by 75 to 123 % [1]_. Use ``outputs="full"`` in float64.
-
-    References
-    ----------
-    .. [1] S. Ameli et al., "Determinant Estimation under Memory Constraints and Neural Scaling
-       Laws", ICML 2025, table 2.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from entk.linalg import logdet
-    >>> round(logdet(np.diag([1.0, np.e])), 12)
-    1.0
-    """
-    matrix = _dense.read(K)
-    pivots = np.diagonal(cholesky(K, ridge, memory=memory))
-    value = 2.0 * float(np.sum(np.log(pivots)))
-    smallest = float(np.min(pivots) ** 2) if matrix.n else 1.0
-    noise = matrix.noise
-    error = matrix.n * noise / smallest if noise < smallest else float("inf")
-    return Measured(value, error=error, floor=noise)

@@ -6,6 +6,7 @@ functions do not.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from entk.regression._influence import influence as influence
@@ -13,20 +14,21 @@ from entk.regression._posterior import Posterior as Posterior
 from entk.regression._posterior import gp_posterior as gp_posterior
 
 if TYPE_CHECKING:
-    from entk.regression._estimators import KernelClassifier as KernelClassifier
-    from entk.regression._estimators import KernelRidge as KernelRidge
+    from entk.regression._classifier import KernelClassifier as KernelClassifier
+    from entk.regression._ridge import KernelRidge as KernelRidge
 else:
+    _HOME = {"KernelClassifier": "_classifier", "KernelRidge": "_ridge"}
 
     def __getattr__(name: str) -> object:
-        if name not in ("KernelClassifier", "KernelRidge"):
+        if name not in _HOME:
             raise AttributeError(f"module 'entk.regression' has no attribute {name!r}")
         try:
-            from entk.regression import _estimators
+            home = importlib.import_module(f"entk.regression.{_HOME[name]}")
         except ImportError as error:
             raise ImportError(
                 f'entk.regression.{name} needs scikit-learn: pip install "entk[sklearn]"'
             ) from error
-        return getattr(_estimators, name)
+        return getattr(home, name)
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), "KernelClassifier", "KernelRidge"})
+        return sorted({*globals(), *_HOME})

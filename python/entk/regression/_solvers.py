@@ -76,14 +76,24 @@ class Spectral:
 
 
 class Iterative:
-    """Conjugate gradients on products alone."""
+    """Conjugate gradients on products alone, preconditioned by a low-rank factor.
 
-    def __init__(self, matrix: Matrix, tol: float) -> None:
+    The factor has the rank at which making it, ``k n`` entries and ``n k^2`` flops, costs about
+    what a handful of products do, or less where a ridge's worth of the trace is left earlier.
+    """
+
+    def __init__(self, matrix: Matrix, tol: float, smallest: float) -> None:
+        from entk.lowrank import rpcholesky
+
         self.matrix, self.tol = matrix, tol
+        rank = min(matrix.n, 50 + int(4 * np.sqrt(matrix.n)))
+        trace = float(np.sum(matrix.diag))
+        enough = smallest * matrix.n / trace if trace > 0 else None
+        self.factor = rpcholesky(matrix, rank, tol=enough) if matrix.n else None
 
     def dual(self, columns: Float, ridge: float) -> Float:
         """Return ``(K + ridge I)^-1 columns``."""
-        return cg(self.matrix, columns, ridge, self.tol).x
+        return cg(self.matrix, columns, ridge, self.tol, preconditioner=self.factor).x
 
     def inverse_blocks(self, block: int, ridge: float) -> Float:
         """Refuse: conjugate gradients give no inverse."""
@@ -110,7 +120,7 @@ def choose(matrix: Matrix, ridges: list[float], solver: str, tol: float) -> Solv
         dense = "cholesky" if len(ridges) == 1 else "eigen"
         solver = dense if matrix.kind != "operator" or _limits.fits(needs, None) else "cg"
     if solver == "cg":
-        return Iterative(matrix, tol)
+        return Iterative(matrix, tol, min(ridges))
     if solver == "eigen":
         return Spectral(matrix, ridges)
     if len(ridges) > 1:
