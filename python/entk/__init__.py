@@ -35,10 +35,14 @@ from entk._errors import UnsafeFileError as UnsafeFileError
 from entk._errors import UnsafePathError as UnsafePathError
 from entk._errors import WorkerLostError as WorkerLostError
 from entk._factors import Factors as Factors
+from entk._kernel import Kernel as Kernel
 from entk._leaves import Dense as Dense
 from entk._leaves import Lookup as Lookup
 from entk._leaves import Outer as Outer
 from entk._leaves import Tied as Tied
+from entk._repair import clean as clean
+from entk._repair import repair as repair
+from entk._store import open as open
 
 if TYPE_CHECKING:
     from entk import dynamics as dynamics

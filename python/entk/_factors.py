@@ -70,12 +70,14 @@ class Factors(Mapping[str, Leaf]):
     True
     """
 
-    __slots__ = ("_leaves", "_n", "_n_outputs", "_outputs", "_reasons", "_rows")
+    __slots__ = ("_leaves", "_n", "_n_outputs", "_outputs", "_reasons", "_rows", "_source")
 
     _leaves: dict[str, Leaf]
     _n_outputs: int
     _outputs: Rows
     _reasons: dict[str, str]
+    # The store these very factors were opened from, so that workers can open it too.
+    _source: str | None
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class Factors(Mapping[str, Leaf]):
             reasons = leaves._reasons if reasons is None else reasons
         self._outputs, self._n_outputs = meaning(outputs, n_outputs, self._rows)
         self._reasons = {name: (reasons or {}).get(name, _GIVEN) for name in self._leaves}
+        self._source = None
 
     def __getitem__(self, name: str) -> Leaf:
         return self._leaves[name]

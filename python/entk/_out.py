@@ -96,19 +96,29 @@ def fill_nan(
 
 
 def overflow_error(
-    kernel: AnyArray, problem: Problem, accumulate: str, bad: tuple[AnyArray, AnyArray]
+    kernel: AnyArray,
+    problem: Problem,
+    accumulate: str,
+    bad: tuple[AnyArray, AnyArray],
+    origin: tuple[int, int] = (0, 0),
 ) -> KernelOverflowError | None:
-    """Describe the first entry that is not finite though its examples are, if there is one."""
-    rows = np.isin(np.arange(problem.examples[0]), bad[0], invert=True).repeat(problem.block)
-    cols = np.isin(np.arange(problem.examples[1]), bad[1], invert=True).repeat(problem.block)
+    """Describe the first entry that is not finite though its examples are; None if there is none.
+
+    `origin` is the first example of each axis, for a part of a kernel.
+    """
+    first = [example * problem.block for example in origin]
+    sound = [
+        np.isin(np.arange(start, start + length) // problem.block, examples, invert=True)
+        for start, length, examples in zip(first, kernel.shape[-2:], bad, strict=True)
+    ]
     step = max(1, _CHUNK // max(1, kernel.shape[-1]))
     for plane in np.ndindex(kernel.shape[:-2]):
         for start in range(0, kernel.shape[-2], step):
             part = kernel[plane][start : start + step]
-            wrong = ~np.isfinite(part) & rows[start : start + step, None] & cols
+            wrong = ~np.isfinite(part) & sound[0][start : start + step, None] & sound[1]
             if wrong.any():
                 i, j = np.unravel_index(int(wrong.argmax()), wrong.shape)
-                at = (*plane, int(i) + start, int(j))
+                at = (*plane, int(i) + start + first[0], int(j) + first[1])
                 return _describe(problem, at, kernel.dtype.name, accumulate)
     return None
 

@@ -217,12 +217,13 @@ impl TileReader {
         checked(py, copied)
     }
 
-    /// Compares a unit with its checksums.
-    fn check(&self, py: Python<'_>, index: usize) -> PyResult<()> {
+    /// Compares a unit with its checksum, and with `mirror` its mirror image too.
+    #[pyo3(signature = (index, *, mirror))]
+    fn check(&self, py: Python<'_>, index: usize, mirror: bool) -> PyResult<()> {
         if index >= self.inner.grid().units() {
             return Err(raise(py, "InternalError", format!("no tile {index}")));
         }
-        checked(py, py.detach(|| self.inner.check(index)))
+        checked(py, py.detach(|| self.inner.check(index, mirror)))
     }
 }
 
@@ -238,6 +239,7 @@ pub(super) struct StoreLock {
 #[pymethods]
 impl StoreLock {
     #[new]
+    #[pyo3(signature = (path, *, shared))]
     fn new(py: Python<'_>, path: PathBuf, shared: bool) -> PyResult<Self> {
         let paths = Paths::new(&path);
         let lock = py.detach(|| Lock::take(&Disk, &paths.lock, &paths.target, shared));

@@ -60,7 +60,10 @@ impl Grid {
             [rows, cols] => (None, rows, cols),
             [planes, rows, cols] => (Some(planes), rows, cols),
             _ => {
-                return Err(Fault::Format(format!("a kernel has 2 or 3 axes, not {}", shape.len())));
+                return Err(Fault::Format(format!(
+                    "a kernel has 2 or 3 axes, not {}",
+                    shape.len()
+                )));
             }
         };
         let bytes = [rows, cols, item]

@@ -304,7 +304,7 @@ impl<V: Vfs> Reader for NpyReader<V> {
         self.load(plane, rows, cols, bytes)
     }
 
-    fn check(&self, index: usize) -> Result<()> {
+    fn check(&self, index: usize, mirror: bool) -> Result<()> {
         let unit = self.grid.unit(index);
         let Some(want) = self.sums[index] else {
             let text = format!("tile ({}, {}) is missing", unit.i, unit.j);

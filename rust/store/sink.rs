@@ -66,11 +66,11 @@ pub trait Reader: Send + Sync {
         bytes: &mut [u8],
     ) -> Result<()>;
 
-    /// Compares a unit and its mirror image with the recorded checksums.
+    /// Compares a unit with its checksum, and with `mirror` its mirror image too.
     ///
     /// # Errors
     /// [`Fault::Corrupt`], [`Fault::Incomplete`].
-    fn check(&self, index: usize) -> Result<()>;
+    fn check(&self, index: usize, mirror: bool) -> Result<()>;
 }
 
 /// The names a store goes by.

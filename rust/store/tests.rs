@@ -95,7 +95,7 @@ fn expect_whole<V: Vfs + Clone + 'static>(format: Format, vfs: &V, paths: &Paths
     let store = reader(format, vfs, &paths.target, grid).unwrap();
     assert!(store.done().unwrap().iter().all(|&done| done));
     for index in 0..grid.units() {
-        store.check(index).unwrap();
+        store.check(index, true).unwrap();
         let unit = grid.unit(index);
         let mut got = vec![0; grid.unit_bytes(&unit)];
         store.block(0, index, unit.rows.clone(), unit.cols.clone(), &mut got).unwrap();
@@ -123,7 +123,7 @@ fn survive(format: Format, triangle: Triangle, seed: u64, longest: u64) {
             let done = sink.done().unwrap();
             let store = reader(format, &disk, &paths.partial, grid).unwrap();
             for index in marks(&done, true) {
-                store.check(index).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+                store.check(index, true).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
             }
         }
         disk = disk.reboot(&mut dice, steps);
@@ -277,7 +277,7 @@ fn a_changed_byte_is_found_in_every_tile() {
         std::fs::write(&file, bytes).unwrap();
         let store = reader(format, &Disk, &paths.target, grid).unwrap();
         let bad: Vec<usize> =
-            (0..grid.units()).filter(|&index| store.check(index).is_err()).collect();
+            (0..grid.units()).filter(|&index| store.check(index, true).is_err()).collect();
         assert_eq!(bad.len(), 1, "{format:?}");
     }
 }
@@ -290,7 +290,7 @@ fn a_missing_chunk_is_an_error_and_never_filled() {
     std::fs::remove_file(paths.target.join("kernel/c/3/1")).unwrap();
     let store = reader(Format::Zarr, &Disk, &paths.target, grid).unwrap();
     assert_eq!(marks(&store.done().unwrap(), false).len(), 1);
-    let missing = (0..grid.units()).find_map(|index| store.check(index).err()).unwrap();
+    let missing = (0..grid.units()).find_map(|index| store.check(index, true).err()).unwrap();
     assert_eq!(missing.to_string(), "chunk c/3/1 is missing");
 }
 
@@ -303,7 +303,7 @@ fn links_in_a_store_are_refused() {
     std::fs::rename(&row, folder.0.join("elsewhere")).unwrap();
     std::os::unix::fs::symlink(folder.0.join("elsewhere"), &row).unwrap();
     let store = reader(Format::Zarr, &Disk, &paths.target, grid).unwrap();
-    assert!(matches!(store.check(6), Err(Fault::UnsafePath(_))));
+    assert!(matches!(store.check(6, true), Err(Fault::UnsafePath(_))));
 }
 
 #[test]

@@ -273,7 +273,12 @@ impl<V: Vfs> Sink for ZarrSink<V> {
     }
 
     fn done(&mut self) -> Result<Vec<bool>> {
-        let (done, _) = scan(&self.vfs, &self.paths.partial, &self.grid)?;
+        // Another share may have given the store its name meanwhile.
+        let stat =
+            |path: &Path| self.vfs.stat(path).map_err(|error| Fault::io("stat", path, error));
+        let finished = stat(&self.paths.target)?.is_some_and(|stat| stat.inode == self.root);
+        let root = if finished { &self.paths.target } else { &self.paths.partial };
+        let (done, _) = scan(&self.vfs, root, &self.grid)?;
         self.safe = done.iter().filter(|&&done| done).count();
         let missing = done.iter().enumerate().filter(|(_, done)| !**done);
         self.missing = missing.map(|(index, _)| self.grid.chunks_of(&self.grid.unit(index))).sum();
@@ -447,7 +452,7 @@ impl<V: Vfs> Reader for ZarrReader<V> {
         Ok(())
     }
 
-    fn check(&self, index: usize) -> Result<()> {
+    fn check(&self, index: usize, mirror: bool) -> Result<()> {
         let unit = self.grid.unit(index);
         for plane in 0..self.grid.planes() {
             self.check_chunk(plane, &unit)?;

@@ -1,0 +1,292 @@
+"""`assemble` to a path: which tiles are missing, computing them, and giving the store its name.
+
+    assemble_to_path ─> Store (lock, manifest, sink) ─> fill (this process) or workers.fill (others)
+
+A tile counts as done only when the sink has committed it. Whatever ends a run, the tiles that were
+committed stay, and the same call with ``resume=True`` computes the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from entk import _core, _manifest, _options, _out, _paths, _unfinished
+from entk._arrays import AnyArray
+from entk._errors import InputError, StoreError
+from entk._problem import Cut
+from entk._unfinished import Store
+
+if TYPE_CHECKING:
+    from entk._assemble import Bad, Job
+    from entk._kernel import Kernel
+    from entk._plan import Plan
+
+# Written tiles are made safe together: after so many bytes or seconds, whichever comes first.
+_COMMIT_BYTES = 1 << 26
+_COMMIT_SECONDS = 1.0
+
+Report = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A tile position: entries ``i0:i1, j0:j1`` of every plane."""
+
+    index: int
+    i: int
+    j: int
+    i0: int
+    i1: int
+    j0: int
+    j1: int
+
+
+class Tiles:
+    """Computes single tiles of a job."""
+
+    def __init__(self, job: Job, layout: _core.Layout, bad: Bad) -> None:
+        self.job = job
+        self.layout = layout
+        self.bad = bad
+        self.held = buffers(job, layout)
+
+    def unit(self, index: int) -> Unit:
+        """Return the tile position of that number."""
+        return Unit(index, *self.layout.unit(index))
+
+    def empty(self, unit: Unit) -> AnyArray:
+        """Allocate the entries of a unit: planes first if the kernel has them."""
+        planes = self.job.problem.planes
+        shape = (unit.i1 - unit.i0, unit.j1 - unit.j0)
+        return np.empty(shape if planes is None else (planes, *shape), self.job.dtype)
+
+    def compute(self, unit: Unit) -> AnyArray:
+        """Compute a unit.
+
+        Raises
+        ------
+        KernelOverflowError
+            If finite factors overflow in it.
+        """
+        job, problem = self.job, self.job.problem
+        tile = self.empty(unit)
+        limit = job.memory.limit - self.held
+        cut = cut_of(unit, problem.block, symmetric=problem.other is None)
+        if job.engine == "blas":
+            from entk import _blas
+
+            finite = _blas.compute(job, tile, limit=limit, cut=cut)
+        else:
+            finite = job.compute(cut, tile, limit=limit)
+        origin = (unit.i0 // problem.block, unit.j0 // problem.block)
+        if self.bad[0].size or self.bad[1].size:
+            _out.fill_nan(tile, problem, self.bad, origin)
+        if not finite:
+            error = _out.overflow_error(tile, problem, job.accumulate, self.bad, origin)
+            if error:
+                raise error
+        return tile
+
+
+def cut_of(unit: Unit, block: int, *, symmetric: bool) -> Cut:
+    """Return the examples of a unit as the core takes them."""
+    rows = [unit.i0 // block, unit.i1 // block]
+    if symmetric and unit.i == unit.j:
+        return ("square", rows)
+    return ("rectangle", [*rows, unit.j0 // block, unit.j1 // block])
+
+
+def buffers(job: Job, layout: _core.Layout) -> int:
+    """Bytes of tiles in memory at once: one computed while the one before it is written."""
+    rows, cols = layout.tile
+    item = 4 if job.dtype == "float32" else 8
+    one = rows * cols * item * (job.problem.planes or 1)
+    return (1 if len(layout) <= 1 else 2) * one
+
+
+def plan_to_path(job: Job) -> Plan:
+    """Plan an assembly to a file: the result does not count, the tiles on their way do."""
+    layout = _core.Layout(
+        "npy",
+        list(job.problem.shape),
+        job.tile,
+        4 if job.dtype == "float32" else 8,
+        symmetric=job.problem.other is None,
+        lower=False,
+    )
+    return job.plan(buffers(job, layout))
+
+
+def assemble_to_path(
+    job: Job,
+    path: str,
+    *,
+    triangle: str,
+    progress: object,
+    resume: bool,
+    overwrite: bool,
+    executor: Executor | None,
+    part: tuple[int, int] | None,
+) -> Kernel:
+    """Assemble a checked job into the store `path`.
+
+    Parameters
+    ----------
+    job : Job
+        What to compute, and how.
+    path : str
+        ``"K.npy"`` or ``"K.zarr"``.
+    triangle, progress, resume, overwrite, executor, part
+        As for `entk.assemble`.
+
+    Returns
+    -------
+    Kernel
+        Complete, except for a share that is not the last one.
+
+    Raises
+    ------
+    StoreError
+        One of its subclasses, by what is wrong with the store; the tiles that are safe stay.
+    WorkerLostError
+        If a tile failed on three workers.
+    """
+    from entk._kernel import Kernel
+
+    path = _paths.clean_name(path)
+    fmt = _paths.kernel_format(path)
+    _check_options(job, triangle, resume, overwrite, executor, part)
+    _paths.check_parent(path)
+    _early_refusal(path, said=resume or overwrite or part is not None)
+    plan_to_path(job)
+    with _options.reporting(progress) as report:
+        bad = job.scan()
+        manifest = _manifest.of_job(job, triangle)
+        store = Store(path, fmt, manifest, shared=part is not None or executor is not None)
+        with store:
+            if not store.begin(resume=resume, overwrite=overwrite, join=part is not None):
+                return Kernel(path)
+            tiles = Tiles(job, store.layout, bad)
+            chosen = store.missing()
+            if part is not None:
+                chosen = [index for index in chosen if index % part[1] == part[0]]
+            if executor is None:
+                fill(store, tiles, chosen, report)
+            else:
+                from entk import _workers
+
+                _workers.fill(store, tiles, chosen, executor, report)
+            if part is not None and store.missing():
+                return Kernel(path, partial=True)
+            store.finish()
+    return Kernel(path)
+
+
+def _check_options(
+    job: Job,
+    triangle: str,
+    resume: bool,  # noqa: FBT001
+    overwrite: bool,  # noqa: FBT001
+    executor: Executor | None,
+    part: tuple[int, int] | None,
+) -> None:
+    if resume and overwrite:
+        raise InputError("resume=True and overwrite=True contradict each other; pass one")
+    if triangle == "lower" and job.problem.other is not None:
+        raise InputError("triangle='lower' is for symmetric kernels; this one has other=")
+    if part is not None and overwrite:
+        raise InputError(
+            "overwrite=True with part= would let a share remove the tiles of another; remove the "
+            "old store first"
+        )
+    if part is not None and executor is not None:
+        raise InputError("part= and executor= are two ways to share the work; pass one")
+    if executor is not None and not hasattr(executor, "submit"):
+        raise InputError(
+            f"executor must be a concurrent.futures.Executor (got {type(executor).__name__})"
+        )
+
+
+def _early_refusal(path: str, *, said: bool) -> None:
+    """Refuse what is there already before all factors are read."""
+    if said:
+        return
+    for name in (path, path + _paths.PARTIAL):
+        if _paths.exists(name):
+            raise _unfinished.in_the_way(name)
+
+
+def fill(store: Store, tiles: Tiles, chosen: Sequence[int], report: Report | None) -> None:
+    """Compute the chosen units here; the one before is written meanwhile."""
+    total = len(store.layout)
+    done = total - len(store.missing())
+    if report:
+        report(done, total)
+    with _writing(store, tiles.job.threads) as write:
+        for index in chosen:
+            unit = tiles.unit(index)
+            write(index, tiles.compute(unit))
+            done += 1
+            if report:
+                report(done, total)
+
+
+@contextlib.contextmanager
+def _writing(store: Store, threads: int) -> Iterator[Callable[[int, AnyArray], None]]:
+    """Yield a function that writes tiles in the background, at most one at a time.
+
+    Whatever ends the block, what was handed over is written and committed before it is left.
+    """
+    queue = Committer(store.sink, most=2 * threads)
+    waiting: list[Future[None]] = []
+
+    def write(index: int, tile: AnyArray) -> None:
+        while waiting:
+            waiting.pop().result()
+        waiting.append(pool.submit(queue.write, index, tile))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="entk-write") as pool:
+        try:
+            yield write
+        except BaseException:
+            # The reason of the stop counts, not what a full disk adds to it.
+            with contextlib.suppress(StoreError):
+                while waiting:
+                    waiting.pop().result()
+                queue.commit()
+            raise
+        while waiting:
+            waiting.pop().result()
+        pool.submit(queue.commit).result()
+
+
+class Committer:
+    """Writes tiles and makes them safe in groups."""
+
+    def __init__(self, sink: _core.TileSink, most: int) -> None:
+        self._sink = sink
+        self._most = most
+        self._count = self._bytes = 0
+        self._since = time.monotonic()
+
+    def write(self, index: int, tile: AnyArray) -> None:
+        """Write a tile, and commit if enough has come together."""
+        self._sink.write(index, tile.reshape(-1).view(np.uint8))
+        self._count += 1
+        self._bytes += tile.nbytes
+        late = time.monotonic() - self._since > _COMMIT_SECONDS
+        if self._count >= self._most or self._bytes >= _COMMIT_BYTES or late:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make what was written safe."""
+        self._count = self._bytes = 0
+        self._sink.commit()
+        self._since = time.monotonic()
