@@ -71,7 +71,9 @@ def leaf_makers(draw):
 
 def values(rng, shape, dtype):
     if dtype.lstrip(">")[0] in "iu":
-        return rng.integers(0, 9, shape).astype(dtype)
+        # So small that sums stay exact: an odd square is 1 modulo 8, so where the last bit is worth
+        # 2 a diagonal entry is always rounded down, which breaks the soft bound but not the hard.
+        return rng.integers(0, 3, shape).astype(dtype)
     return cast(rng.standard_normal(shape), dtype)
 
 

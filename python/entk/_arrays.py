@@ -200,8 +200,8 @@ def _as_numpy(x: Any, what: str) -> AnyArray:
             raise DTypeError(
                 f"{what}: ragged nested sequence; rows must have equal length"
             ) from error
-        raise
-    except TypeError as error:
+        raise InputError(f"{what}: {_class(x)} cannot be read as an array: {error}") from error
+    except (TypeError, RuntimeError) as error:
         raise DTypeError(f"{what}: {_class(x)} cannot be read as an array: {error}") from error
     if array.dtype == object and array.ndim == 0 and hasattr(x, "__dlpack__"):
         return np.from_dlpack(x)

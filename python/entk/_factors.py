@@ -33,9 +33,9 @@ class Factors(Mapping[str, Leaf]):
 
     Parameters
     ----------
-    leaves : mapping of str to leaf, sequence of (acts, cots) pairs, or Factors
+    leaves : mapping of str to leaf, sequence of (acts, cots) pairs, path, or Factors
         Names are any text of 1 to 255 bytes (UTF-8) without control characters. Pairs become
-        `Outer` leaves with the names ``"0"``, ``"1"``, ...
+        `Outer` leaves with the names ``"0"``, ``"1"``, ... A path is that of a factor store.
     outputs : {"full", "sum", "weights"} or int, optional
         What the R rows are. ``"full"``: all O outputs (R = O). ``"sum"``: the gradient of
         ``(1/sqrt(O)) sum_o f_o``, with the ``1/sqrt(O)`` in it (R = 1). An integer: that output
@@ -81,12 +81,14 @@ class Factors(Mapping[str, Leaf]):
 
     def __init__(
         self,
-        leaves: Mapping[str, Leaf] | Sequence[tuple[object, object]],
+        leaves: FactorsLike,
         *,
         outputs: Rows | None = None,
         n_outputs: int | None = None,
         reasons: Mapping[str, str] | None = None,
     ) -> None:
+        if isinstance(leaves, str | os.PathLike):
+            leaves = as_factors(leaves)
         self._leaves = named(leaves)
         self._n, self._rows = agreement(self._leaves)
         if isinstance(leaves, Factors):
