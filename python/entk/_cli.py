@@ -132,7 +132,7 @@ def cmd_info(options: argparse.Namespace) -> int:
         from entk._config import config
 
         if options.json:
-            print(json.dumps(config(), default=plain))
+            print(json.dumps({name or "version": value for name, value in config().items()}))
         else:
             entk.show_config()
         return 0
@@ -146,7 +146,8 @@ def cmd_info(options: argparse.Namespace) -> int:
     with found as kernel:
         data = {"kind": "kernel", "shape": kernel.shape, "dtype": str(kernel.dtype)}
         data |= {"tile": kernel.tile, "complete": kernel.complete, "info": kernel.info}
-        rows = [*list(data.items())[:-1], *kernel.info.items()]
+        rest = {name: value for name, value in kernel.info.items() if value is not None}
+        rows = list({**rest, **data}.items())[:-1]
     emit(options, data, table(rows))
     return 0
 
@@ -198,7 +199,8 @@ def cmd_clean(options: argparse.Namespace) -> int:
     import entk
 
     removed = entk.clean(options.path)
-    emit(options, {"path": options.path, "removed": removed}, f"{options.path}: cleaned")
+    text = "\n".join(f"removed {name}" for name in removed) or "nothing to remove"
+    emit(options, {"path": options.path, "removed": removed}, text)
     return 0
 
 
