@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import entk
 from bounds import (
     LAPACK_RATIO,
     SIGMAS,
@@ -13,12 +14,12 @@ from bounds import (
     lapack_solve,
     solver_rtol,
 )
-from entk import linalg, lowrank
+from entk import _dense, linalg, lowrank
 from entk._errors import InternalError, MemoryLimitError, SizeError
 from entk.linalg import _cholesky, _eigen, _limits, _tiled
 from kernels import LAPACK_TYPES, Operator, Stored, gram, lapack_type, smooth, with_spectrum
 
-SIZES = [0, 1, 2, 3, 5, 10, 50, 257]
+SIZES = [0, 1, 2, 3, 5, 10, 50, 513]
 
 
 @pytest.mark.parametrize("kind", LAPACK_TYPES)
@@ -92,6 +93,51 @@ def test_solvers_work_in_float64_whatever_the_kernel_is_stored_in(rng, dtype):
     exact = kernel.astype(np.float64)
     assert linalg.cholesky(kernel).dtype == np.float64
     assert lapack_cholesky(exact, linalg.cholesky(kernel)) < LAPACK_RATIO
+
+
+@pytest.mark.parametrize("library", ["torch", "torch bfloat16", "jax", "ml_dtypes", "list"])
+def test_arrays_of_other_libraries_are_kernels_too(rng, library):
+    kernel = np.diag(rng.integers(1, 9, 5).astype(np.float32))
+    if library.startswith("torch"):
+        torch = pytest.importorskip("torch")
+        given = torch.tensor(kernel, requires_grad=True)
+        given = given.bfloat16() if library.endswith("16") else given
+    elif library == "jax":
+        given = pytest.importorskip("jax.numpy").asarray(kernel)
+    elif library == "ml_dtypes":
+        given = kernel.astype(pytest.importorskip("ml_dtypes").bfloat16)
+    else:
+        given = kernel.tolist()
+    got = linalg.eigvalsh(given)
+    assert_rounding(got, np.sort(np.diag(kernel)), 5)
+    narrow = library in ("torch bfloat16", "ml_dtypes")
+    assert (got.floor > 2.0**-10 * kernel.max()) == narrow
+
+
+def test_arrays_that_are_no_kernels_are_refused():
+    with pytest.raises(entk.DTypeError, match="complex"):
+        linalg.eigvalsh(np.eye(3) * 1j)
+    with pytest.raises(entk.InputError, match="3 axes"):
+        linalg.cholesky(np.ones((2, 2, 2)))
+    with pytest.raises(entk.InputError, match=r"shape \(2, 3\)"):
+        linalg.logdet(np.ones((2, 3)))
+
+
+def test_a_kernel_of_32768_rows_never_meets_a_32_bit_count(monkeypatch):
+    n, drivers = 32_768, []
+
+    def lapack(a, **options):
+        drivers.append(options["driver"])
+        values = np.zeros(len(a))
+        return values if options.get("eigvals_only") else (values, np.zeros((1, 1)))
+
+    virtual = np.broadcast_to(np.float64(0.0), (n, n))
+    monkeypatch.setattr("scipy.linalg.eigh", lapack)
+    monkeypatch.setattr(_eigen, "_prepare", _dense.read)
+    monkeypatch.setattr(_dense.Matrix, "dense", lambda self: virtual)
+    assert linalg.eigvalsh(virtual, memory="16GiB").shape == (n,)
+    _eigen.eigh(_dense.read(virtual), "32GiB")
+    assert drivers == ["evr", "evr"]
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.3, "vector"])

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from entk import _floor
+from entk._arrays import host
 from entk._errors import DTypeError, InputError, NonFiniteError
 
 Float: TypeAlias = NDArray[np.float64]
@@ -129,42 +130,40 @@ def read(kernel: Any, what: str = "K", *, square: bool = True) -> Matrix:
     InputError
         If it has not two axes, or is not square where it must be.
     """
-    source, kind = _classify(kernel, what)
-    shape = tuple(int(s) for s in source.shape)
-    if len(shape) != 2:
-        raise InputError(f"{what} has {len(shape)} axes, shape {shape}; expected (N, N)")
-    if square and shape[0] != shape[1]:
-        raise InputError(f"{what} has shape {shape}; a kernel of the samples is square")
-    return Matrix(source, kind, (shape[0], shape[1]), _dtype_name(source, what))
+    matrix = kernel if isinstance(kernel, Matrix) else _wrap(kernel, what)
+    if square and matrix.shape[0] != matrix.shape[1]:
+        raise InputError(f"{what} has shape {matrix.shape}; a kernel of the samples is square")
+    return matrix
 
 
-def _classify(kernel: Any, what: str) -> tuple[Any, Kind]:
-    if isinstance(kernel, Matrix):
-        return kernel.source, kernel.kind
+def _wrap(kernel: Any, what: str) -> Matrix:
     if hasattr(kernel, "leaves") and hasattr(kernel, "take"):
         import entk
 
-        return entk.KernelOperator(kernel), "operator"
+        kernel = entk.KernelOperator(kernel)
     if hasattr(kernel, "matvec") and hasattr(kernel, "matmat"):
-        return kernel, "operator"
-    if np.ma.isMaskedArray(kernel):
-        raise DTypeError(f"{what} is a MaskedArray; fill or drop the masked entries yourself")
-    if not isinstance(kernel, np.ndarray) and (
-        hasattr(kernel, "tiles") or hasattr(kernel, "chunks")
-    ):
-        return kernel, "sliced"
-    return np.asarray(kernel), "array"
+        dtype = np.dtype(kernel.dtype if kernel.dtype is not None else np.float64)
+        return Matrix(kernel, "operator", _two(kernel.shape, what), _float(dtype, what))
+    sliced = hasattr(kernel, "tiles") or hasattr(kernel, "chunks")
+    if sliced and not isinstance(kernel, np.ndarray):
+        return Matrix(kernel, "sliced", _two(kernel.shape, what), _float(kernel.dtype, what))
+    held = host(kernel, what)
+    array = held.values() if held.dtype == "bfloat16" else held.array
+    name = held.dtype if held.dtype in _floor.ROUNDOFF else "float64"
+    return Matrix(array, "array", _two(array.shape, what), name)
 
 
-def _dtype_name(source: Any, what: str) -> str:
-    dtype = np.dtype(source.dtype if source.dtype is not None else np.float64)
-    if dtype.kind == "c":
-        raise DTypeError(f"{what} is complex; a kernel here is real")
-    if dtype.name == "longdouble" or dtype.itemsize > 8:
-        raise DTypeError(f"{what} is {dtype}; not supported (would lose precision silently)")
-    if dtype.kind not in "fiub" and dtype.name != "bfloat16":
-        raise DTypeError(f"{what} has dtype {dtype} ({type(source).__name__}); expected numbers")
-    return dtype.name if dtype.kind == "f" or dtype.name == "bfloat16" else "float64"
+def _two(shape: Any, what: str) -> tuple[int, int]:
+    if len(shape) != 2:
+        raise InputError(f"{what} has {len(shape)} axes, shape {tuple(shape)}; expected (N, N)")
+    return int(shape[0]), int(shape[1])
+
+
+def _float(given: Any, what: str) -> str:
+    dtype = np.dtype(given)
+    if dtype.kind not in "fiub" or dtype.itemsize > 8:
+        raise DTypeError(f"{what} is {dtype}; a kernel is float64, float32 or float16")
+    return dtype.name if dtype.kind == "f" else "float64"
 
 
 def _operator_block(op: Any, shape: tuple[int, int], rows: slice, cols: slice) -> Float:
