@@ -307,3 +307,21 @@ def assert_rounding(got, want, terms, u=U["float64"]):
     error = np.abs(np.asarray(got, np.float64) - want).max(initial=0.0) / scale
     assert np.shape(got) == want.shape
     assert error <= LAPACK_RATIO * max(terms, 1) * u, f"relative error {error:.1e}"
+
+
+# Kernels of networks against explicit Jacobians, relative to the largest entry. Both sides run the
+# network in its own precision, in other orders of summation: a few dozen roundings on each path.
+JACOBIAN = {"float64": 1e-12, "float32": 5e-6}
+
+
+# Front ends ---------------------------------------------------------------------------------------
+
+# Largest error of a kernel against that of explicit gradients, relative to its largest entry.
+EXTRACTION = {"float64": 1e-11, "float32": 5e-6, "bfloat16": 0.05, "float16": 0.01}
+# Above this two kernels are different kernels, not one with rounding.
+DIFFERENT = 1e-3
+
+
+def assert_extracted(error, dtype="float64"):
+    """Assert that the factors of a network explain its gradients."""
+    assert error <= EXTRACTION[dtype], f"relative error {error:.1e} in {dtype}"

@@ -131,9 +131,8 @@ def factors(
     ):
         extraction = _factors.Extraction(root, inputs, output, structure=structure)
         extraction.prepare(outputs, check=audit)
-        working, result = extraction.sizes()
         size = _batches.batch_size(
-            batch_size, inputs.n, working, result, limit, _batches.available()
+            batch_size, inputs.n, extraction.working, extraction.result(), limit
         )
         columns = extraction.run(size, report)
     return _factors.build(extraction, columns)

@@ -44,12 +44,19 @@ def expanded(part: Part, pairs: Sequence[Pair], shape: tuple[int, int]) -> Tenso
 def _table(use: TableUse, acts: Tensor, cots: Tensor) -> Tensor:
     b, r = cots.shape[:2]
     if use.kind == "outer":
-        table = torch.einsum("bgti,brgtj->brgij", acts, cots)
+        table = _products(acts, cots)
         return table[:, :, 0] if len(use.table.shape) == 2 else table
     _, _, v, d = use.sizes
     kept = cots * (acts >= 0)[:, None, :, None]
     rows = acts.clamp(min=0)[:, None, :, None].expand_as(kept)
     return torch.zeros(b, r, v, d, dtype=cots.dtype, device=cots.device).scatter_add_(2, rows, kept)
+
+
+def _products(acts: Tensor, cots: Tensor) -> Tensor:
+    """Return ``sum_t acts[b, g, t, i] cots[b, r, g, t, j]``, ``(b, R, G, d_in, d_out)``."""
+    if cots.shape[1] == 1:
+        return torch.matmul(acts.mT, cots[:, 0])[:, None]
+    return torch.einsum("bgti,brgtj->brgij", acts, cots)
 
 
 def reference(

@@ -22,26 +22,27 @@ _WORKING = 1 << 30
 
 
 def batch_size(
-    given: int | None, n: int, working: int, result: int, memory: int | None, available: int
+    given: int | None, n: int, working: Callable[[], int], result: int, memory: int | None
 ) -> int:
     """Return the number of examples in a batch.
 
-    `working` and `result` are bytes an example takes on the way and in the result, `memory` the
-    user's bound on both together, `available` what the machine has left.
+    `working` tells the bytes that an example takes on the way, `result` are those in the result,
+    `memory` is the user's bound on both together.
     """
-    limit = available if memory is None else memory
-    if n * result + min(n, 1) * working > limit:
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+        raise InputError(f"batch_size must be an integer >= 1 or None (got {given!r})")
+    one = working() if given is None or memory is not None else 0
+    limit = available() if memory is None else memory
+    if n * result + min(n, 1) * one > limit:
         raise MemoryLimitError(
-            f"factors of {n:,} examples need at least {n * result + working:,} bytes ({result:,} "
-            f"an example, {working:,} on the way); the limit is {limit:,}. Write them to disk "
+            f"factors of {n:,} examples need at least {n * result + one:,} bytes ({result:,} an "
+            f"example, {one:,} on the way); the limit is {limit:,}. Write them to disk "
             "(entk.torch.write_factors), ask for fewer outputs, or allow more memory"
         )
     if given is not None:
-        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-            raise InputError(f"batch_size must be an integer >= 1 or None (got {given!r})")
         return min(given, max(n, 1))
-    budget = min(_WORKING, available // 2) if memory is None else memory - n * result
-    size = max(1, min(n, _LARGEST, budget // max(1, working)))
+    budget = min(_WORKING, limit // 2) if memory is None else memory - n * result
+    size = max(1, min(n, _LARGEST, budget // max(1, one)))
     return -(-n // -(-n // size)) if n else 1
 
 

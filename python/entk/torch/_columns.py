@@ -6,7 +6,7 @@ is waited for only when the next batch has been started.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -38,7 +38,13 @@ class Column:
         return self._empty if self._array is None else self._array
 
     def put(self, start: int, values: Tensor) -> None:
-        """Store the values of a batch that begins at example `start`."""
+        """Store the values of a batch that begins at example `start`.
+
+        A batch that is all there is becomes the array itself, if it is of the right kind.
+        """
+        if len(values) == len(self._empty) and values.dtype == self._empty.dtype:
+            self._array = values
+            return
         array = self.array.contiguous() if self._array is None else self._array
         if self._axis is not None and values.shape[self._axis] != array.shape[self._axis]:
             most = max(values.shape[self._axis], array.shape[self._axis])
@@ -51,9 +57,11 @@ class Column:
 class Columns:
     """The result as it grows: for every part its arrays."""
 
-    def __init__(self, plan: Plan, n: int, rows: int) -> None:
+    def __init__(self, plan: Plan, n: int, rows: int, theirs: Iterable[Tensor]) -> None:
         self.plan = plan
+        self._n = n
         self._rows = rows
+        self._theirs = {t.untyped_storage().data_ptr() for t in theirs}
         self._waiting: Callable[[], None] | None = None
         self.columns: dict[str, list[Column]] = {}
         for part in plan.parts:
@@ -79,7 +87,15 @@ class Columns:
     def _store(self, start: int, arrays: dict[str, list[Tensor]]) -> None:
         for name, values in arrays.items():
             for column, value in zip(self.columns[name], values, strict=False):
-                column.put(start, value)
+                column.put(start, self._own(value) if len(value) == self._n else value)
+
+    def _own(self, values: Tensor) -> Tensor:
+        """Return `values` in memory that is not the user's and not much larger than they are."""
+        storage = values.untyped_storage()
+        small = storage.nbytes() <= 2 * values.numel() * values.element_size()
+        if small and storage.data_ptr() not in self._theirs and values.is_contiguous():
+            return values
+        return values.clone(memory_format=torch.contiguous_format)
 
     def _arrays(self, part: Part, result: Result) -> list[Tensor]:
         if part.form in ("free", "unused"):

@@ -115,12 +115,15 @@ def _patches(
 
 
 def _by_group(cut: Tensor, groups: int, d: int) -> Tensor:
-    """Turn ``(n, C, *places, *size)`` into ``(groups, n * places, C / groups * size)``."""
+    """Turn ``(n, C, *places, *size)`` into ``(groups, n * places, C / groups * size)``.
+
+    Copied with the places innermost, where the input is contiguous, and turned as a view.
+    """
     n, channels = cut.shape[:2]
     axes = (cut.ndim - 2) // 2
     cut = cut.reshape(n, groups, channels // groups, *cut.shape[2:])
     places, size = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
-    return cut.permute(1, 0, *places, 2, *size).reshape(groups, -1, d)
+    return cut.permute(1, 2, *size, 0, *places).reshape(groups, d, -1).mT
 
 
 def _channels_last(y: Tensor, groups: int) -> Tensor:

@@ -121,7 +121,7 @@ class Together:
             for part in plan.parts
             if part.uses
         }
-        return pairs, {k: torch.stack([d[k].reshape(-1) for _, d in pulled]) for k in free}
+        return pairs, {k: _stack([d[k].reshape(-1) for _, d in pulled]) for k in free}
 
 
 class OneByOne:
@@ -266,7 +266,13 @@ def _assigned(
 def _joined(acts: list[Tensor], cots: list[list[Tensor]], use: TableUse) -> Pair:
     """Return the factors of one use for one example: sites side by side, rows stacked."""
     axis = use.axis
-    return torch.cat(acts, axis), torch.stack([torch.cat(row, axis) for row in cots])
+    if len(acts) == 1:  # the common case, without a copy
+        return acts[0], _stack([row[0] for row in cots])
+    return torch.cat(acts, axis), _stack([torch.cat(row, axis) for row in cots])
+
+
+def _stack(rows: list[Tensor]) -> Tensor:
+    return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,6 @@ from entk.torch._refuse import Watch, check_independent
 from entk.torch._rows import Rows, resolve
 from entk.torch._taps import Tap
 
-_EXAMPLES = 3
-"""Real examples on which batches and factors are checked."""
-
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return the module that `torch.compile` was given."""
@@ -47,7 +44,7 @@ class Extraction:
 
     def prepare(self, outputs: Any, *, check: bool) -> None:
         """Find the leaves and the engine that serve this network."""
-        few = sorted({0, self.inputs.n // 2, max(self.inputs.n - 1, 0)})[:_EXAMPLES]
+        few = sorted({0, max(self.inputs.n - 1, 0)})  # more would cost small calls much
         tensors = self._examples(few)
         check_independent(self.network, tensors)
         n_outputs = self._probe([t[0] for t in tensors])
@@ -96,6 +93,8 @@ class Extraction:
         try:
             result = self.engine(self.plan, tensors, own)
         except SitesDifferError as error:
+            if isinstance(self.engine, Together):  # a use that only torch.func lets us see
+                self._demote([error.leaf])
             self._differs(error)
             return False
         except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError) as error:
@@ -147,7 +146,9 @@ class Extraction:
 
     def _run(self, size: int, report: Callable[[int, int], None]) -> Columns:
         n = self.inputs.n
-        columns = Columns(self.plan, n, self.rows.count)
+        module = self.network.module
+        theirs = [*self.inputs.tensors, *module.parameters(), *module.buffers()]
+        columns = Columns(self.plan, n, self.rows.count, theirs)
         for number, start in enumerate(range(0, n, size)):
             some = slice(start, min(start + size, n))
             with _located(number, -(-n // size), some):
@@ -162,11 +163,14 @@ class Extraction:
         """Return why a part has its form."""
         return part.reason + self._note
 
-    def sizes(self) -> tuple[int, int]:
-        """Return the bytes of an example on the way and in the result."""
+    def working(self) -> int:
+        """Return about how many bytes one example takes on its way."""
         tensors = self._examples([0] if self.inputs.n else [])
-        working = working_bytes(self.network, self.plan, tensors, self.rows.count)
-        return working, result_bytes(self.plan, self.rows.count)
+        return working_bytes(self.network, self.plan, tensors, self.rows.count)
+
+    def result(self) -> int:
+        """Return how many bytes one example takes in the result."""
+        return result_bytes(self.plan, self.rows.count)
 
 
 @contextmanager

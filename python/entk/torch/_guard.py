@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from operator import attrgetter
 from typing import Any
 
@@ -30,12 +31,20 @@ def preserved(module: nn.Module, device: torch.device) -> Iterator[None]:
             torch.autocast(device.type, enabled=False),
             torch.inference_mode(mode=False),
             torch.enable_grad(),
-            torch.compiler.set_stance("force_eager"),
+            _uncompiled(),
             warnings.catch_warnings(),
         ):
             stack.enter_context(context)
         warnings.filterwarnings("ignore", message="There is a performance drop because")
         yield
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Run what `torch.compile` made as it was written; without dynamo nothing was made."""
+    if "torch._dynamo" in sys.modules:
+        eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return eager
+    return nullcontext()
 
 
 @contextmanager

@@ -1,0 +1,175 @@
+"""The ladder of engines: torch.func, autograd one by one, and the audit that watches both."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.utils.checkpoint as checkpointing  # noqa: E402
+from torch import nn  # noqa: E402
+
+import entk.torch  # noqa: E402
+from bounds import DIFFERENT, assert_extracted  # noqa: E402
+from entk import reference  # noqa: E402
+from torch_networks import Branching, Custom, FalseProduct, ItemScaled  # noqa: E402
+from torch_oracle import difference, engines, error, gradients, kernel, kinds  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+def data(n=5, width=6):
+    return torch.randn(n, width, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("outputs", ["sum", "full"])
+@pytest.mark.parametrize("make", [Branching, ItemScaled], ids=lambda m: m.__name__)
+def test_what_torch_func_cannot_run_is_run_one_by_one(make, outputs):
+    relative, factors = error(make().double(), data(9), outputs)
+    assert_extracted(relative)
+    assert engines(factors) == "loop"
+    assert kinds(factors)["a.weight"] == "Outer"
+
+
+def test_examples_that_take_another_branch_fill_up_with_zeros():
+    x = data(9)
+    factors = entk.torch.factors(Branching().double(), x)
+    taken = (x.sum(1) > 0).numpy()
+    assert 0 < taken.sum() < 9
+    assert np.any(factors["a.weight"].acts, axis=1).tolist() == taken.tolist()
+    assert factors["b.weight"].acts.shape == (9, 2, 6)
+    assert np.any(factors["b.weight"].acts, axis=(1, 2)).tolist() == (~taken).tolist()
+
+
+def test_a_branch_first_taken_late_keeps_its_structure():
+    x = data(9).abs()
+    x[4] *= -1
+    relative, factors = error(Branching().double(), x, batch_size=3)
+    assert_extracted(relative)
+    assert kinds(factors)["b.weight"] == "Outer"
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        return checkpointing.checkpoint(
+            lambda z: torch.tanh(self.b(z)), self.a(x), use_reentrant=self.reentrant
+        )
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_change_nothing(reentrant):
+    module, x = Checkpointed(reentrant).double(), data()
+    before = checkpointing.CheckpointFunction.apply
+    factors = entk.torch.factors(module, x, outputs="full")
+    assert checkpointing.CheckpointFunction.apply == before
+    assert engines(factors) == "vmap"
+    module.reentrant = False
+    assert_extracted(difference(reference.assemble(factors), kernel(gradients(module, x))))
+
+
+def test_a_custom_backward_is_followed_and_a_hidden_use_found():
+    with pytest.warns(UserWarning, match="layer 'both'.*kept dense"):
+        relative, factors = error(Custom().double(), data(), "full")
+    assert_extracted(relative)
+    assert kinds(factors)["l.weight"] == "Outer"
+    assert kinds(factors)["hidden"] == kinds(factors)["both"] == "Dense"
+
+
+class HalfHidden(nn.Module):
+    """A weight used once in the open, and once where no tap can see it."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(6, 6) / 2)
+
+    def forward(self, x):
+        return FalseProduct.apply(torch.tanh(x @ self.w), self.w)
+
+
+def test_without_the_audit_a_hidden_use_is_missed():
+    module, x = HalfHidden().double(), data()
+    factors = entk.torch.factors(module, x, outputs="full", audit=False)
+    truth = kernel(gradients(module, x))
+    wrong = kinds(factors)["w"] == "Outer"
+    assert wrong == (difference(reference.assemble(factors), truth) > DIFFERENT)
+
+
+def test_a_wrong_rule_is_found_and_repaired(monkeypatch):
+    from entk.torch import _sites, _taps
+
+    def halved(tagged, args, kwargs):
+        use = _sites.linear(tagged, args, kwargs)
+        return _sites.Use(use.weight, use.acts / 2, use.cots, use.table)
+
+    monkeypatch.setitem(_taps.RULES, nn.functional.linear, halved)
+    module, x = nn.Linear(6, 6).double(), data()
+    wrong, _ = error(module, x, audit=False)
+    assert wrong > DIFFERENT
+    with pytest.warns(UserWarning, match="layer 'weight'"):
+        right, factors = error(module, x)
+    assert_extracted(right)
+    assert kinds(factors)["weight"] == "Dense"
+
+
+def test_prelu_is_right_where_nested_vmap_is_not():
+    module = nn.Sequential(nn.Linear(6, 5), nn.PReLU(5), nn.Linear(5, 4)).double()
+    relative, factors = error(module, data(), "full")
+    assert_extracted(relative)
+    assert engines(factors) == "vmap"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_is_exact_by_autograd():
+    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x = data()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripts = [torch.jit.script(module), torch.jit.trace(module, x)]
+    for script in scripts:
+        factors = entk.torch.factors(script, x, outputs="full")
+        assert_extracted(difference(reference.assemble(factors), kernel(gradients(module, x))))
+        assert all(p.grad is None and p.requires_grad for p in script.parameters())
+
+
+def test_a_compiled_module_is_its_own_original():
+    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x = data()
+    whole, inner = torch.compile(module), nn.Sequential(torch.compile(module))
+    for compiled, prefix in ((whole, ""), (inner, "0._orig_mod.")):
+        factors = entk.torch.factors(compiled, x, outputs="full")
+        assert_extracted(difference(reference.assemble(factors), kernel(gradients(module, x))))
+        assert factors.leaves[0] == prefix + "0.weight"
+        assert kinds(factors)[prefix + "0.weight"] == "Outer"
+
+
+def test_a_packed_sequence_of_each_example_is_structured():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.r = nn.LSTM(6, 5, batch_first=True)
+
+        def forward(self, x, lengths):
+            packed = nn.utils.rnn.pack_padded_sequence(
+                x, lengths, batch_first=True, enforce_sorted=False
+            )
+            _, (h, _) = self.r(packed)
+            return h[0]
+
+    lengths = torch.tensor([4, 2, 3])
+    relative, factors = error(Packed().double(), (torch.randn(3, 4, 6).double(), lengths))
+    assert_extracted(relative)
+    assert kinds(factors)["r.weight_hh_l0"] == "Outer"
+    assert factors["r.weight_ih_l0"].acts.shape == (3, 4, 6)
