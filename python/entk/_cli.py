@@ -13,15 +13,17 @@ import signal
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from entk import _arguments as take
-from entk._errors import EntkError
+from entk._errors import EntkError, InputError
 from entk._progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
+
+    from entk import Kernel
 
 PROBLEM = (
     *("tile", "outputs", "dtype", "accumulate", "memory", "threads"),
@@ -67,6 +69,22 @@ def problem(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def kernel_at(path: str, *, partial: bool = False) -> Kernel:
+    """Open a stored kernel.
+
+    Raises
+    ------
+    InputError
+        If the path holds factors.
+    """
+    import entk
+
+    found = entk.open(path, partial=partial)
+    if isinstance(found, entk.Factors):
+        raise InputError(f"{path} holds factors; this command needs a kernel")
+    return found
+
+
 def cmd_plan(options: argparse.Namespace) -> int:
     """Say what an assembly would cost, without doing it."""
     import entk
@@ -85,7 +103,7 @@ def cmd_assemble(options: argparse.Namespace) -> int:
     import entk
 
     with Progress(sys.stderr, quiet=options.quiet) as progress:
-        kernel = entk.assemble(
+        made = entk.assemble(
             options.factors,
             options.other,
             **problem(options),
@@ -93,6 +111,7 @@ def cmd_assemble(options: argparse.Namespace) -> int:
             resume=options.resume,
             overwrite=options.overwrite,
         )
+    kernel = cast("Kernel", made)  # as always for a path
     done = "complete" if kernel.complete else "incomplete"
     data = {"out": options.out, "shape": kernel.shape, "dtype": str(kernel.dtype)}
     shape = " x ".join(str(side) for side in kernel.shape)
@@ -102,9 +121,7 @@ def cmd_assemble(options: argparse.Namespace) -> int:
 
 def cmd_status(options: argparse.Namespace) -> int:
     """Say how far an assembly has come."""
-    import entk
-
-    with entk.open(options.path, partial=True) as kernel:
+    with kernel_at(options.path, partial=True) as kernel:
         done, of = kernel.tiles_done, kernel.tiles_total
         data = {"path": options.path, "complete": kernel.complete, "shape": kernel.shape}
         data |= {"dtype": str(kernel.dtype), "tile": kernel.tile, "done": done, "tiles": of}
@@ -116,9 +133,7 @@ def cmd_status(options: argparse.Namespace) -> int:
 
 def cmd_verify(options: argparse.Namespace) -> int:
     """Read tiles back and compare their checksums."""
-    import entk
-
-    with entk.open(options.path) as kernel:
+    with kernel_at(options.path) as kernel:
         report = kernel.verify(tiles=options.tiles)
     emit(options, {"path": options.path, "ok": True, "report": report}, f"{options.path}: {report}")
     return 0
@@ -156,10 +171,9 @@ def cmd_spectrum(options: argparse.Namespace) -> int:
     """Compute eigenvalues of a symmetric kernel."""
     import numpy as np
 
-    import entk
     from entk import linalg
 
-    with entk.open(options.path) as kernel:
+    with kernel_at(options.path) as kernel:
         if options.all:
             spectrum = linalg.eigvalsh(kernel)
             values, floor = np.asarray(spectrum), spectrum.floor
@@ -167,9 +181,13 @@ def cmd_spectrum(options: argparse.Namespace) -> int:
             found = linalg.eigsh(kernel, options.k, which="SA" if options.smallest else "LM")
             values, floor = np.asarray(found.values), found.floor
         if options.plot:
+            from matplotlib.figure import Figure
+
             from entk import plot
 
-            plot.spectrum(kernel).figure.savefig(options.plot, dpi=150)
+            figure = Figure(layout="constrained")
+            plot.spectrum(kernel, ax=figure.add_subplot())
+            figure.savefig(options.plot, dpi=150)
     lines = [*(f"{value: .9e}" for value in values), f"noise floor {floor:.3e}"]
     emit(options, {"values": values, "floor": floor}, "\n".join(lines))
     return 0
@@ -177,9 +195,7 @@ def cmd_spectrum(options: argparse.Namespace) -> int:
 
 def cmd_export(options: argparse.Namespace) -> int:
     """Write a stored kernel as one .npy file."""
-    import entk
-
-    with entk.open(options.path) as kernel:
+    with kernel_at(options.path) as kernel:
         kernel.to_npy(options.out)
     emit(options, {"path": options.path, "out": options.out}, f"{options.out}: written")
     return 0
