@@ -16,6 +16,7 @@ from bounds import assert_same_bits
 from cases import DTYPES, LEAVES, every_leaf, family, integers, mlp, one_leaf, outer
 from isolated import run_json
 from layouts import LAYOUTS, relaid
+from memory import smallest
 
 # P1: any threads, tile, memory and layout. -------------------------------------------------------
 
@@ -74,6 +75,33 @@ def test_p1_every_precision(rng, options):
 @pytest.mark.parametrize("t", [2, 9, 40])
 def test_p1_every_number_of_positions(rng, t):
     assert_one_result(rng, entk.Factors({"w": outer(rng, 33, t=t, d_in=12, d_out=10)}))
+
+
+def wide_and_many(rng, n):
+    """More than one pass is needed where memory is short."""
+    sizes = [{"d_in": 1000, "d_out": 3}, {"t": 20, "d_in": 30, "d_out": 40}, {"t": 3, "g": 2}]
+    leaves = {str(i): outer(rng, n, **size) for i, size in enumerate(sizes)}
+    return entk.Factors({**leaves, **every_leaf(rng, n)})
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("n", [65, 300])
+def test_p1_the_smallest_memory_gives_the_same_bits(rng, n, threads):
+    factors = wide_and_many(rng, n)
+    expected = entk.assemble(factors)
+    for tile in (16, 4096):
+        limit, _ = smallest(factors, tile=tile, threads=threads)
+        got = entk.assemble(factors, tile=tile, threads=threads, memory=limit)
+        assert_same_bits(got, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_p1_the_smallest_memory_gives_the_same_bits_for_every_kind_of_leaf(rng, rows):
+    for kind in LEAVES:
+        factors = one_leaf(kind, rng, 65, rows)
+        limit, _ = smallest(factors, threads=1)
+        got = entk.assemble(factors, threads=1, memory=limit)
+        assert_same_bits(got, entk.assemble(factors))
 
 
 def test_p1_leaves_that_share_arrays_give_the_bits_of_leaves_that_do_not(rng):
