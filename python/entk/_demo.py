@@ -106,7 +106,7 @@ def whole(network: Network, params: Any, digits: Digits) -> tuple[Row, Array]:
     from entk._demo_networks import TRAIN
 
     with Cost() as cost:
-        kernel = entk.assemble(entk.jax.factors(network, params, digits.images))
+        kernel = np.asarray(entk.assemble(entk.jax.factors(network, params, digits.images)))
     labels, held_out = digits.labels[:TRAIN], digits.labels[TRAIN:]
     accuracy = regress(kernel[:TRAIN, :TRAIN], kernel[TRAIN:, :TRAIN], labels, held_out)
     row = Row("pNTK, all images", TRAIN, accuracy, cost.seconds, kernel.size, cost.peak_bytes)
@@ -135,8 +135,8 @@ def parts(
     for word, name in (("sum", "pNTK"), ("trace", "trace"), ("full", "full eNTK")):
         extracted, near, far = made.get(word, made["full"])
         with Cost() as cost:
-            kernel = entk.assemble(near, outputs=word)
-            cross = entk.assemble(far, near, outputs=word)
+            kernel = np.asarray(entk.assemble(near, outputs=word))
+            cross = np.asarray(entk.assemble(far, near, outputs=word))
         entries, seconds = kernel.size + cross.size, extracted.seconds + cost.seconds
         accuracy = regress(kernel, cross, labels, held_out)
         peak = max(cost.peak_bytes, extracted.peak_bytes)
