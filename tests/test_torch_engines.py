@@ -88,6 +88,12 @@ def test_a_custom_backward_is_followed_and_a_hidden_use_found():
     assert kinds(factors)["hidden"] == kinds(factors)["both"] == "Dense"
 
 
+class NoRule(FalseProduct):
+    """The same for autograd alone, whose forward no tap is told of."""
+
+    generate_vmap_rule = False
+
+
 class HalfHidden(nn.Module):
     """A weight used once in the open, and once where no tap can see it."""
 
@@ -96,15 +102,18 @@ class HalfHidden(nn.Module):
         self.w = nn.Parameter(torch.randn(6, 6) / 2)
 
     def forward(self, x):
-        return FalseProduct.apply(torch.tanh(x @ self.w), self.w)
+        return NoRule.apply(torch.tanh(x @ self.w), self.w)
 
 
-def test_without_the_audit_a_hidden_use_is_missed():
+def test_the_audit_finds_a_use_that_nothing_else_shows():
     module, x = HalfHidden().double(), data()
-    factors = entk.torch.factors(module, x, outputs="full", audit=False)
-    truth = kernel(gradients(module, x))
-    wrong = kinds(factors)["w"] == "Outer"
-    assert wrong == (difference(reference.assemble(factors), truth) > DIFFERENT)
+    wrong, factors = error(module, x, audit=False)
+    assert kinds(factors)["w"] == "Outer"
+    assert wrong > DIFFERENT
+    with pytest.warns(UserWarning, match="layer 'w'.*kept dense"):
+        right, factors = error(module, x)
+    assert kinds(factors)["w"] == "Dense"
+    assert_extracted(right)
 
 
 def test_a_wrong_rule_is_found_and_repaired(monkeypatch):

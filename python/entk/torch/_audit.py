@@ -100,7 +100,7 @@ def audit(
         direction = _direction(rows, own[i], mix, network)
         theirs = reference(network, [t[i] for t in tensors], direction)
         unreached &= {k for k, g in theirs.items() if g is None}
-        for leaf in _disagreeing(mine, theirs, network.parameters):
+        for leaf in _disagreeing(mine, theirs, *_allowed(network)):
             (free if leaf in plan.free else structured).add(leaf)
     return Verdict(frozenset(structured), frozenset(free), frozenset(unreached))
 
@@ -134,11 +134,22 @@ def _gradients(plan: Plan, result: Result, i: int, mix: Tensor) -> dict[str, Ten
     return mine
 
 
+def _allowed(network: Network) -> tuple[float, float]:
+    """Return the relative errors that the least precise of the network's types allows."""
+    types = {p.dtype for p in network.module.parameters()}
+    return (
+        max(_RELATIVE.get(dtype, 0.0) for dtype in types),
+        max(_CANCELLED.get(dtype, 0.0) for dtype in types),
+    )
+
+
 def _disagreeing(
     mine: Mapping[str, Tensor],
     theirs: Mapping[str, Tensor | None],
-    parameters: Mapping[str, Tensor],
+    relative: float,
+    cancelled: float,
 ) -> list[str]:
+    """Return the leaves that differ, relative to their own and to the largest gradient."""
     sizes = [float(g.abs().max()) for g in theirs.values() if g is not None and g.numel()]
     largest = max(sizes, default=0.0)
     wrong = []
@@ -147,8 +158,7 @@ def _disagreeing(
         want = torch.zeros_like(gradient) if other is None else other.reshape(-1)
         if want.numel() == 0:
             continue
-        dtype = parameters[leaf].dtype
-        scale = _RELATIVE[dtype] * float(want.abs().max()) + _CANCELLED[dtype] * largest
+        scale = relative * float(want.abs().max()) + cancelled * largest
         difference = (gradient.to(want.dtype) - want).abs().max()
         # Entries that are not finite are the examples' own: assembling names them.
         if bool(want.isfinite().all()) and not float(difference) <= scale:

@@ -109,6 +109,7 @@ def reporter(
 ) -> Iterator[Callable[[int, int], None]]:
     """Give a function ``(done, all)`` that shows the progress that was asked for."""
     if callable(progress):
+        progress(0, n)
         yield progress
         return
     bar = _bar(n) if progress else None

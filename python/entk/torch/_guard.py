@@ -82,7 +82,8 @@ def _module_state(module: nn.Module) -> Iterator[None]:
                     b.copy_(values)
         for p, grad, requires_grad in grads:
             p.grad = grad
-            p.requires_grad_(requires_grad)
+            if p.requires_grad != requires_grad:
+                p.requires_grad_(requires_grad)
 
 
 def _inner(module: nn.Module) -> dict[str, dict[str, Any]]:

@@ -125,7 +125,7 @@ def check_independent(network: Network, tensors: Sequence[Tensor]) -> None:
             f"a batch of {count} gives outputs of shape {tuple(together.shape)}, its examples one "
             f"by one {tuple(alone.shape)}: the number of outputs may not depend on the batch"
         )
-    if not _close(together, alone):
+    if not _close(together, alone, _rounding(network, alone)):
         raise ModelError(
             f"{_culprit(network, tensors)} mixes the examples of a batch: the outputs for a batch "
             f"of {count} differ from those one by one by {_difference(together, alone):.1e} of "
@@ -158,10 +158,16 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max()) / size if size else float((a - b).abs().max())
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _rounding(network: Network, out: Tensor) -> float:
+    """Return what rounding may do in the least precise of the network's types."""
+    types = {out.dtype, *(p.dtype for p in network.module.parameters())}
+    return max(_ROUNDING.get(dtype, 0.0) for dtype in types)
+
+
+def _close(a: Tensor, b: Tensor, rounding: float) -> bool:
     if not bool(torch.isfinite(b).all()):
         return True  # not a matter of batches: assembling names the examples
-    return _difference(a, b) <= _ROUNDING[b.dtype]
+    return _difference(a, b) <= rounding
 
 
 def _culprit(network: Network, tensors: Sequence[Tensor]) -> str:
@@ -169,12 +175,12 @@ def _culprit(network: Network, tensors: Sequence[Tensor]) -> str:
     together = _traced(network, tensors)
     count = tensors[0].shape[0]
     singles = [_traced(network, [t[i : i + 1] for t in tensors]) for i in range(count)]
+    rounding = _rounding(network, network.parameters[next(iter(network.parameters))])
     for step, (name, before, after) in enumerate(together):
         if not all(len(s) > step and s[step][0] == name for s in singles):
             break
-        if _agree(before, [s[step][1] for s in singles]) and not _agree(
-            after, [s[step][2] for s in singles]
-        ):
+        same_inputs = _agree(before, [s[step][1] for s in singles], rounding)
+        if same_inputs and not _agree(after, [s[step][2] for s in singles], rounding):
             return f"layer {name!r}" if name else "the network"
     return "the network"
 
@@ -202,10 +208,10 @@ def _first(values: Any) -> Tensor | None:
     return next((v.detach().clone() for v in values if isinstance(v, Tensor)), None)
 
 
-def _agree(together: Tensor | None, singles: Sequence[Tensor | None]) -> bool:
+def _agree(together: Tensor | None, singles: Sequence[Tensor | None], rounding: float) -> bool:
     if together is None or any(s is None or s.ndim == 0 for s in singles):
         return True
     alone = torch.cat([s for s in singles if s is not None])
     if alone.shape != together.shape or not alone.is_floating_point():
         return alone.shape == together.shape
-    return _close(together, alone)
+    return _close(together, alone, rounding)
