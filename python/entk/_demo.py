@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entk._measure import Cost, in_bytes
+from entk._measure import Cost
+from entk._plan import in_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -61,12 +61,3 @@ class Cost:
         self.seconds = time.perf_counter() - self._started
         _, peak = resident()
         self.peak_bytes = max(0, peak - self._before)
-
-
-def in_bytes(count: float) -> str:
-    """Write a number of bytes with a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit in ("B", "KiB") else f"{count:.1f} {unit}"
