@@ -1,5 +1,13 @@
-"""Factors of any JAX function: Flax, Equinox, Haiku or plain, unmodified."""
+"""Factors of any JAX function: Flax, Equinox, Haiku or plain, unmodified.
+
+| function | what it gives |
+|---|---|
+| `factors` | exact per-example Jacobian factors, to assemble kernels from |
+| `write_factors` | the same, streamed to disk batch by batch |
+| `operator` | products of the kernel with vectors, nothing stored |
+"""
 
 from entk.jax._factors import factors as factors
+from entk.jax._operator import operator as operator
 
-__all__ = ["factors"]
+__all__ = ["factors", "operator"]

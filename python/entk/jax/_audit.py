@@ -1,100 +1,112 @@
-"""Checks on a few real examples: that examples are independent, that factors give the gradient.
+"""Whether factors give the gradient, seen on a few real examples.
 
-**Independence.** `f` on a batch of a few examples is compared with `f` on each of them alone. They
-differ where examples depend on each other (batch statistics) or on their position (a fixed random
-key): then there is no per-example gradient, and the network is refused.
-
-**Gradient.** Each leaf's gradient rebuilt from its factors is compared with `jax.grad` of `f` for
-one example. A leaf that fails is taken dense.
+Each leaf's gradient rebuilt from its factors is compared with `jax.grad` of `f` for one example. A
+leaf that fails is taken dense.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from entk._errors import ModelError
 from entk.jax._compat import Array, machine_eps
+from entk.jax._directions import Directions
+from entk.jax._extraction import Extraction, examples_at, picks
 from entk.jax._network import Network
 from entk.jax._plan import Group, Part
-from entk.jax._program import cached, full_precision, trace
-from entk.jax._taps import Taps
-from entk.jax._trace import walk
-
-EXAMPLES = 3
-"""How many examples a check looks at."""
-
-_EXPONENT = 0.6
-"""Outputs of a batch and of single examples may differ by `eps ** 0.6` of the largest output: 7e-5
-in float32. Other summation orders cause about `eps`; batch statistics cause much more."""
+from entk.jax._program import Program, cached, full_precision, runner, trace
 
 
-def picks(n: int) -> list[int]:
-    """Return a few examples spread over n."""
-    return sorted(set(np.linspace(0, n - 1, min(n, EXAMPLES)).astype(int).tolist()))
+@dataclass(frozen=True)
+class _Verdict:
+    """Numbers of the parameters that failed, and of those whose gradient was not zero."""
+
+    failed: frozenset[int]
+    seen: frozenset[int]
 
 
-def check_independence(network: Network, x: Any) -> None:
-    """Refuse a network whose output for an example depends on the rest of the batch."""
-    x = _at_least_two(x)
-    n = jax.tree.leaves(x)[0].shape[0]
+def wrong_parameters(
+    work: Extraction, program: Program, x: Any, arrays: Sequence[Any], done: int, size: int
+) -> list[int]:
+    """Return the parameters whose factors are wrong in two directions.
 
-    def both(leaves: Sequence[Array], x: Any) -> tuple[Array, Array]:
-        together = network.many(leaves, x, n)
-        return together, lax.map(lambda one: network.one(leaves, one), x)
+    `arrays` are the factors of the first `done` examples. One direction may have no gradient and so
+    compare noise with noise; the second opinion is a random direction. A program that has passed on
+    gradients that were not zero is not asked again.
+    """
+    if "audit" in program.passed:
+        return []
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], work.n_outputs)
+    mixed = Directions("weights", signs)
+    first = _compare(work, program, x, arrays, done, mixed if work.several else work.meant)
+    if not first.failed:
+        if first.seen >= {part.leaf for part in program.parts if part.form != "zero"}:
+            program.passed.add("audit")
+        return []
+    if work.several:
+        return sorted(first.failed)
+    rows = np.broadcast_to(signs, (size, signs.size)) if work.meant.per_example else signs
+    again = work.run(program, examples_at(x, range(done), size), rows)
+    landed = [np.asarray(array) for array in jax.tree.leaves(again)]
+    second = _compare(work, program, x, landed, done, mixed)
+    return sorted(first.failed & second.failed)
 
-    traced = trace(both, network.leaves, x)
-    run = cached(network.f, ("independence", traced.text), lambda: _runner(traced.jaxpr))
-    with full_precision():
-        together, alone = (np.asarray(a, np.float64) for a in run(traced.consts, network.leaves, x))
-    eps = machine_eps(traced.out.dtype)
-    gap = np.abs(together - alone)
-    scale = np.max(np.abs(alone), initial=0, where=np.isfinite(alone))
-    wrong = np.argwhere((gap > eps**_EXPONENT * scale) | (np.isnan(together) != np.isnan(alone)))
-    if wrong.size:
-        example, output = wrong[0]
-        raise ModelError(
-            "the examples of a batch depend on each other or on their position: output"
-            f" {output} of an example is {together[example, output]:.7g} in a batch of {n} but"
-            f" {alone[example, output]:.7g} alone. Usual causes: BatchNorm in training mode (use"
-            " running statistics: use_running_average=True), dropout (switch it off:"
-            " deterministic=True), a random key fixed outside f, centring by the batch mean"
-        )
+
+def _compare(
+    work: Extraction,
+    program: Program,
+    x: Any,
+    arrays: Sequence[Any],
+    done: int,
+    meant: Directions,
+) -> _Verdict:
+    """Compare on a few examples, in one direction each."""
+    failed: set[int] = set()
+    seen: set[int] = set()
+    for k in picks(done):
+        example = jax.tree.map(lambda a: a[0], examples_at(x, [k], 1))
+        row = meant.at(k)
+        gradients = _gradient_of(work.network, example, jnp.asarray(row, work.traced.out.dtype))
+        mine = program.grouped([array[k] for array in arrays])
+        weights = row if work.rows > 1 else np.ones(1)
+        failed |= _failing(work.network, program.parts, mine, gradients, weights)
+        seen |= {j for j, gradient in enumerate(gradients) if gradient.any()}
+    return _Verdict(frozenset(failed), frozenset(seen))
 
 
-def gradient_of(network: Network, x: Any, row: Array) -> list[np.ndarray[Any, Any]]:
+def _gradient_of(network: Network, x: Any, row: Array) -> list[np.ndarray[Any, Any]]:
     """Return `jax.grad` of `row . f(params, x)` for one example, in float64."""
 
     def loss(leaves: Sequence[Array], x: Any, row: Array) -> Array:
         return jnp.dot(row, network.one(leaves, x))
 
     traced = trace(jax.grad(loss), network.leaves, x, row)
-    run = cached(network.f, ("gradient", traced.text), lambda: _runner(traced.jaxpr))
+    run = cached(network.f, ("gradient", traced.text), lambda: runner(traced.jaxpr))
     with full_precision():
         return [
             np.asarray(g).astype(np.float64) for g in run(traced.consts, network.leaves, x, row)
         ]
 
 
-def failing(
+def _failing(
     network: Network,
     parts: Sequence[Part],
     arrays: Sequence[Sequence[np.ndarray[Any, Any]]],
     gradients: Sequence[np.ndarray[Any, Any]],
     weights: np.ndarray[Any, Any],
-) -> list[int]:
+) -> set[int]:
     """Return the numbers of the parameters whose factors do not give the gradient.
 
     `arrays` are the factors of one example, `weights` (R,) the direction the gradients are of.
     """
     whole = sqrt(sum(float((g**2).sum()) for g in gradients))
-    wrong = []
+    wrong: set[int] = set()
     for k, gradient in enumerate(gradients):
         mine = [(part, a) for part, a in zip(parts, arrays, strict=True) if part.leaf == k]
         left = gradient.reshape(-1).copy()
@@ -102,7 +114,7 @@ def failing(
         eps = machine_eps(network.leaves[k].dtype)
         size = float(np.linalg.norm(gradient)) + 0.1 * whole
         if not float(np.linalg.norm(left)) <= sqrt(eps) * size + 8 * eps * terms:
-            wrong.append(k)
+            wrong.add(k)
     return wrong
 
 
@@ -144,22 +156,3 @@ def _add(group: Group, acts: Any, cots: Any, table: np.ndarray[Any, Any]) -> flo
     product = np.einsum("gti,gto->gio", acts, cots, optimize=True)
     table += product.transpose(0, 2, 1) if group.transposed else product
     return float((np.linalg.norm(acts, axis=-1) * sizes).sum())
-
-
-def _at_least_two(x: Any) -> Any:
-    """Give a lone example a neighbour: itself with its numbers moved round."""
-    if jax.tree.leaves(x)[0].shape[0] > 1:
-        return x
-    return jax.tree.map(_with_neighbour, x)
-
-
-def _with_neighbour(a: Array) -> Array:
-    moved = a if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else jnp.roll(a, 1)
-    return jnp.concatenate([a, moved])
-
-
-def _runner(jaxpr: Any) -> Any:
-    def run(consts: Sequence[Array], *args: Any) -> Any:
-        return walk(jaxpr, consts, jax.tree.leaves(args), Taps())
-
-    return jax.jit(run)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,19 +56,6 @@ def memory_limit(memory: int | str | None) -> int | None:
     number, unit = found.groups()
     base = 1024 if "i" in unit else 1000
     return int(float(number) * base ** "BkMGT".index(unit[0]))
-
-
-def rows_of(x: Any, start: int, stop: int, size: int) -> Any:
-    """Return examples start to stop on the device, the last repeated to make `size`."""
-
-    def cut(leaf: Any) -> Any:
-        rows = jnp.asarray(leaf[start:stop])
-        missing = size - (stop - start)
-        if not missing:
-            return rows
-        return jnp.concatenate([rows, jnp.broadcast_to(rows[-1:], (missing, *rows.shape[1:]))])
-
-    return jax.tree.map(cut, x)
 
 
 def run_batches(

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from entk.jax._compat import Array
 from entk.jax._index import Strided
@@ -29,6 +30,23 @@ Arrays: TypeAlias = tuple[Array, ...]
 def views_of(leaves: Sequence[Array]) -> list[View]:
     """Return the parameters as views of themselves."""
     return [View(k, leaf, Strided.whole(leaf.shape)) for k, leaf in enumerate(leaves)]
+
+
+def in_turn(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
+    """Map a function as `jax.vmap` does, one after the other: for what has no batching rule."""
+
+    def mapped(*args: Any) -> Any:
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+        moving = [arg for arg, axis in zip(args, axes, strict=True) if axis is not None]
+
+        def one(now: list[Any]) -> Any:
+            at = iter(now)
+            pairs = zip(args, axes, strict=True)
+            return function(*(arg if axis is None else next(at) for arg, axis in pairs))
+
+        return lax.map(one, moving)
+
+    return mapped
 
 
 def run_tapped(
@@ -48,10 +66,12 @@ def example_factors(
     cotangents: Array,
     sites: Sequence[Site],
     parts: Sequence[Part],
+    over: Callable[..., Any],
 ) -> list[Arrays]:
     """Return the arrays of every part for one example.
 
-    `cotangents` is one row (O,) or several (R, O); the arrays have an R axis in either case.
+    `cotangents` is one row (O,) or several (R, O); the arrays have an R axis in either case. `over`
+    maps a function over rows: `jax.vmap`, or `in_turn` for what cannot be mapped.
     """
     dense = sorted({part.leaf for part in parts if part.form == "dense"})
     live = {k for part in parts for group in part.groups for k in group.sites}
@@ -70,7 +90,7 @@ def example_factors(
         return out
 
     _, pull, records = jax.vjp(network, eps, [leaves[k] for k in dense], has_aux=True)
-    cots, gradients = _pull_rows(pull, cotangents)
+    cots, gradients = _pull_rows(pull, cotangents, over)
     gradient = dict(zip(dense, gradients, strict=True))
     rows = 1 if cotangents.ndim == 1 else cotangents.shape[0]
 
@@ -92,11 +112,11 @@ def _zeros(site: Site) -> Array:
     return jnp.zeros((*(loop.length for loop in site.loops), *site.shape), site.dtype)
 
 
-def _pull_rows(pull: Callable[[Array], Any], cotangents: Array) -> Any:
+def _pull_rows(pull: Callable[[Array], Any], cotangents: Array, over: Callable[..., Any]) -> Any:
     """Pull back one row without a mapped axis, or several; results lead with R."""
     if cotangents.ndim == 1:
         return jax.tree.map(lambda cot: cot[None], pull(cotangents))
-    return jax.vmap(pull)(cotangents)
+    return over(pull)(cotangents)
 
 
 def _group(

@@ -16,12 +16,14 @@ import numpy as np
 
 from entk._errors import EntkError, ModelError
 from entk.jax._compat import Array, abstract, is_literal, nested, opened
-from entk.jax._example import Arrays, example_factors, run_tapped
+from entk.jax._example import Arrays, example_factors, in_turn, run_tapped
 from entk.jax._network import Network
 from entk.jax._plan import Part, dense_parts, plan_parts
 from entk.jax._taps import Taps
+from entk.jax._trace import walk
 
 _KEPT = 32
+_FEW = 2
 _cache: OrderedDict[Any, tuple[weakref.ref[Any], Any]] = OrderedDict()
 
 
@@ -44,7 +46,8 @@ class Program:
     """What to make of the parameters, and the compiled function that makes it for a batch.
 
     `run(consts, leaves, x, cotangents)` returns the arrays of every part with a leading batch
-    axis; `shapes` are those for one example and `working_bytes` what it takes on the way.
+    axis; `shapes` are those for one example and `working_bytes` what it takes on the way. `passed`
+    names the checks this program has passed on examples that could have failed them.
     """
 
     parts: tuple[Part, ...]
@@ -52,6 +55,11 @@ class Program:
     run: Callable[..., list[Arrays]]
     shapes: list[tuple[jax.ShapeDtypeStruct, ...]]
     working_bytes: int
+    passed: set[str]
+
+    def grouped(self, arrays: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Return a flat list of arrays part by part."""
+        return jax.tree.unflatten(jax.tree.structure(self.shapes), arrays)  # type: ignore[no-any-return]
 
     @property
     def result_bytes(self) -> int:
@@ -96,6 +104,15 @@ def cached(owner: Any, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     return made
 
 
+def runner(jaxpr: Any) -> Callable[..., list[Array]]:
+    """Return a compiled function of (constants, *arguments) that runs a trace."""
+
+    def run(consts: Sequence[Array], *args: Any) -> list[Array]:
+        return walk(jaxpr, consts, jax.tree.leaves(args), Taps())
+
+    return jax.jit(run)
+
+
 def make_program(
     network: Network,
     traced: Trace,
@@ -115,15 +132,23 @@ def make_program(
     else:
         parts = dense_parts(network.names, "structure=False")
 
-    def example(consts: Any, leaves: Any, x: Any, cotangents: Any) -> list[Arrays]:
-        return example_factors(traced.jaxpr, consts, leaves, x, cotangents, taps.sites, parts)
+    def batch_function(over: Callable[..., Any]) -> Any:
+        def example(consts: Any, leaves: Any, x: Any, cotangents: Any) -> list[Arrays]:
+            return example_factors(
+                traced.jaxpr, consts, leaves, x, cotangents, taps.sites, parts, over
+            )
 
-    per = (None, None, 0, 0 if per_example else None)
-    run = jax.jit(jax.vmap(example, in_axes=per))
-    made = _differentiated(example, *shapes, _shape(cotangents))
+        return over(example, in_axes=(None, None, 0, 0 if per_example else None))
+
+    few = [_shape_of_many(array, _FEW) for array in shapes[2]]
+    row = _shape(cotangents)
+    args = (*shapes[:2], few, _shape_of_many(row, _FEW) if per_example else row)
+    over, many = _differentiated(batch_function, args)
+    made = jax.tree.map(lambda array: abstract(array.shape[1:], array.dtype), many)
+    run = jax.jit(batch_function(over))
     forward = sum(_nbytes(atom.aval) for atom in _intermediates(traced.jaxpr))
     size = sum(_nbytes(array) for part in made for array in part)
-    return Program(tuple(parts), taps, run, made, 2 * (forward + size))
+    return Program(tuple(parts), taps, run, made, 2 * (forward + size), set())
 
 
 def _find_sites(traced: Trace, consts: Any, leaves: Any, x: Any) -> Taps:
@@ -136,11 +161,19 @@ def _find_sites(traced: Trace, consts: Any, leaves: Any, x: Any) -> Taps:
     return taps
 
 
-def _differentiated(example: Callable[..., Any], *shapes: Any) -> list[Any]:
-    """Return the shapes of the factors of one example; refuse what has no reverse derivative."""
+def _differentiated(
+    batch_function: Callable[..., Any], args: Sequence[Any]
+) -> tuple[Callable[..., Any], Any]:
+    """Return how to map over examples, and the shapes of a few examples' factors.
+
+    Refuses what has no reverse derivative. What JAX cannot map is done in turn.
+    """
     try:
         with full_precision():
-            return jax.eval_shape(example, *shapes)  # type: ignore[no-any-return]
+            try:
+                return jax.vmap, jax.eval_shape(batch_function(jax.vmap), *args)
+            except NotImplementedError:
+                return in_turn, jax.eval_shape(batch_function(in_turn), *args)
     except EntkError:
         raise
     except Exception as error:
@@ -188,6 +221,10 @@ def _intermediates(jaxpr: Any) -> Iterator[Any]:
 
 def _shape(array: Any) -> Any:
     return abstract(jnp.shape(array), jnp.result_type(array))
+
+
+def _shape_of_many(array: Any, n: int) -> Any:
+    return abstract((n, *array.shape), array.dtype)
 
 
 def _nbytes(aval: Any) -> int:

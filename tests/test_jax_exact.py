@@ -1,0 +1,33 @@
+"""Kernels of every network are those of its explicit Jacobian, whatever it is written in."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import entk.jax
+import jax_functions  # noqa: F401
+import jax_libraries  # noqa: F401
+import jax_loops  # noqa: F401
+from bounds import JACOBIAN
+from jax_networks import BUILDERS
+from jax_oracle import error, jacobian, summed
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_kernels_equal_the_explicit_jacobians_in_float64(name):
+    with jax.enable_x64(True):
+        f, params, x, kinds = BUILDERS[name](jnp.float64)
+        rows = jacobian(f, params, x)
+        one = entk.jax.factors(f, params, x)
+        assert error(one, summed(rows)) < JACOBIAN["float64"]
+        every = entk.jax.factors(f, params, x, outputs="full", batch_size=2)
+        assert error(every, rows) < JACOBIAN["float64"]
+    assert {name: type(one[name]).__name__ for name in kinds} == kinds
+
+
+@pytest.mark.parametrize("name", ["mlp", "tied_table", "linen_lstm", "linen_cnn", "equinox_block"])
+def test_kernels_equal_the_explicit_jacobians_in_float32(name):
+    f, params, x, _ = BUILDERS[name](jnp.float32)
+    factors = entk.jax.factors(f, params, x)
+    assert factors.dtype == "float32"
+    assert error(factors, summed(jacobian(f, params, x))) < JACOBIAN["float32"]
