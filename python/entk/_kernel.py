@@ -311,7 +311,7 @@ class Kernel:
         if not self._check(index):
             return np.full(shape, np.nan, self.dtype)
         if self._plain is not None:
-            return np.array(self._plain[..., slice(*rows), slice(*cols)], self.dtype)
+            return np.array(self._plain[plane, slice(*rows), slice(*cols)], self.dtype)
         i, j = self._place(index)
         if i == j and self._symmetric and self._info["triangle"] == "lower":
             return self._diagonal_block(plane, index, rows, cols)

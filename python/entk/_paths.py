@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from entk import _core
@@ -115,6 +118,19 @@ def replace(path: str, data: bytes) -> None:
         os.close(handle)
     os.replace(temporary, path)
     sync_dir(os.path.dirname(path) or ".")
+
+
+@contextlib.contextmanager
+def alone_in(folder: str) -> Iterator[None]:
+    """Keep others out who make or finish a store in this directory; for moments only."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # A file system without locks has said so already, when the job took its own.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_all(handle: int, data: bytes | memoryview, at: int) -> None:

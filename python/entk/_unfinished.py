@@ -76,6 +76,10 @@ class Store:
         StoreError
             If one is there and nothing was said about it.
         """
+        with _paths.alone_in(os.path.dirname(self.path) or "."):
+            return self._begin(resume=resume, overwrite=overwrite, join=join)
+
+    def _begin(self, *, resume: bool, overwrite: bool, join: bool) -> bool:
         partial = self.path + _paths.PARTIAL
         if self.fmt == "npy":
             _core.tidy(self.path)
@@ -100,8 +104,6 @@ class Store:
                 UserWarning,
                 stacklevel=4,
             )
-        if self._shared:
-            self._join()  # another share may have made it first
         return True
 
     def _join(self) -> None:
@@ -128,12 +130,16 @@ class Store:
         StoreIncompleteError
             If tiles are missing.
         """
+        with _paths.alone_in(os.path.dirname(self.path) or "."):
+            self._finish()
+        for suffix in _paths.SHARED:
+            remove(self.path + suffix)
+
+    def _finish(self) -> None:
         replaces = bool(self.manifest["replaces"])
         if replaces and self.fmt == "zarr" and not _paths.is_dir(self.path):
             remove(self.path)
         self.sink.finish(self._document(complete=True), replaces)
-        for suffix in _paths.SHARED:
-            remove(self.path + suffix)
 
 
 def group_document(manifest: dict[str, Any], layout: _core.Layout) -> bytes:

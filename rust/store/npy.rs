@@ -18,10 +18,10 @@ use super::grid::{Grid, Unit};
 use super::header;
 use super::kill;
 use super::log::{Listing, Log};
-use super::sink::{
-    Paths, Reader, Sink, expect_length, mirrored, nans, sidecar, stored_rows, with_suffix,
+use super::sink::{Paths, Reader, Sink, expect_length, mirrored, nans, sidecar, stored_rows};
+use super::vfs::{
+    How, Kind, Vfs, parent, read_exact, replace, sync, sync_dir, temporary, write_all,
 };
-use super::vfs::{How, Kind, Vfs, parent, read_exact, replace, sync, sync_dir, write_all};
 
 /// Manifest of a `.npy`, in the directory beside it.
 pub const MANIFEST: &str = "manifest.json";
@@ -322,7 +322,7 @@ impl<V: Vfs> Reader for NpyReader<V> {
         if got != want {
             return Err(wrong_sum(&unit, got, want));
         }
-        if self.grid.mirrors() && unit.i != unit.j {
+        if mirror && self.grid.mirrors() && unit.i != unit.j {
             self.check_mirror(index, &unit)
         } else {
             Ok(())
@@ -372,8 +372,7 @@ fn make_side<V: Vfs>(vfs: &V, side: &Path, manifest: &[u8]) -> Result<bool> {
         }
         None => {}
     }
-    let fresh = with_suffix(side, &format!(".{}.tmp", std::process::id()));
-    let _ = vfs.remove_tree(&fresh);
+    let fresh = temporary(side);
     vfs.make_dir(&fresh).map_err(|error| Fault::io("mkdir", &fresh, error))?;
     let made = fill_side(vfs, &fresh, manifest).and_then(|()| {
         match vfs.rename(&fresh, side) {

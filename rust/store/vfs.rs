@@ -7,7 +7,9 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use rustix::fs::{Advice, CWD, FallocateFlags, RenameFlags};
 use rustix::io::Errno;
@@ -169,8 +171,7 @@ pub fn sync_dir<V: Vfs>(vfs: &V, path: &Path) -> Result<()> {
 /// # Errors
 /// The system's.
 pub fn replace<V: Vfs>(vfs: &V, path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    let _ = vfs.remove(&temporary);
+    let temporary = temporary(path);
     let file =
         vfs.open(&temporary, How::New).map_err(|error| Fault::io("open", &temporary, error))?;
     let half = bytes.len() / 2;
@@ -180,6 +181,17 @@ pub fn replace<V: Vfs>(vfs: &V, path: &Path, bytes: &[u8]) -> Result<()> {
     sync(vfs, &file, &temporary)?;
     vfs.rename(&temporary, path).map_err(|error| Fault::io("rename", path, error))?;
     sync_dir(vfs, parent(path))
+}
+
+/// A name beside `path` that nobody else uses, in any thread, process or host.
+pub fn temporary(path: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = clock.map_or(0, |since| since.subsec_nanos());
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.{next}.{now}.tmp", std::process::id()));
+    PathBuf::from(name)
 }
 
 /// The directory a name is in.

@@ -21,7 +21,9 @@ use super::grid::{Grid, Unit};
 use super::kill;
 use super::npy::wrong_sum;
 use super::sink::{Paths, Reader, Sink, expect_length, mirrored, nans, stored_rows, with_suffix};
-use super::vfs::{How, Kind, Vfs, parent, read_exact, replace, sync, sync_dir, write_all};
+use super::vfs::{
+    How, Kind, Vfs, parent, read_exact, replace, sync, sync_dir, temporary, write_all,
+};
 
 /// Metadata file of a group or array.
 pub const METADATA: &str = "zarr.json";
@@ -65,7 +67,6 @@ pub struct ZarrSink<V: Vfs> {
     safe: usize,
     missing: usize,
     pending: Vec<usize>,
-    written: u64,
 }
 
 impl<V: Vfs> ZarrSink<V> {
@@ -80,9 +81,8 @@ impl<V: Vfs> ZarrSink<V> {
         let stat = stat.map_err(|error| Fault::io("stat", &paths.partial, error))?;
         let root = stat.map_or(0, |stat| stat.inode);
         let (made, unsynced) = (BTreeSet::new(), BTreeSet::new());
-        let (safe, missing, pending, written) = (0, 0, Vec::new(), 0);
-        let mut sink =
-            Self { vfs, paths, grid, root, made, unsynced, safe, missing, pending, written };
+        let (safe, missing, pending) = (0, 0, Vec::new());
+        let mut sink = Self { vfs, paths, grid, root, made, unsynced, safe, missing, pending };
         if let Err(fault) = sink.fits() {
             if fresh {
                 let _ = sink.vfs.remove_tree(&sink.paths.partial);
@@ -143,10 +143,7 @@ impl<V: Vfs> ZarrSink<V> {
     ) -> Result<()> {
         let path = chunk_path(&self.paths.partial, &self.grid, plane, place);
         self.make_dirs(parent(&path))?;
-        self.written += 1;
-        let temporary =
-            with_suffix(&path, &format!(".{}.{}.tmp", std::process::id(), self.written));
-        let _ = self.vfs.remove(&temporary);
+        let temporary = temporary(&path);
         let file = self
             .vfs
             .open(&temporary, How::New)
@@ -456,9 +453,9 @@ impl<V: Vfs> Reader for ZarrReader<V> {
         let unit = self.grid.unit(index);
         for plane in 0..self.grid.planes() {
             self.check_chunk(plane, &unit)?;
-            if self.grid.mirrors() && unit.i != unit.j {
-                let image =
-                    Unit { i: unit.j, j: unit.i, rows: unit.cols.clone(), cols: unit.rows.clone() };
+            if mirror && self.grid.mirrors() && unit.i != unit.j {
+                let (rows, cols) = (unit.cols.clone(), unit.rows.clone());
+                let image = Unit { i: unit.j, j: unit.i, rows, cols };
                 self.check_chunk(plane, &image)?;
                 self.check_mirror(plane, index, &unit)?;
             }
@@ -544,8 +541,7 @@ fn make_store<V: Vfs>(vfs: &V, root: &Path, grid: &Grid, manifest: &[u8]) -> Res
     if there(root) {
         return Ok(false);
     }
-    let fresh = with_suffix(root, &format!(".{}.tmp", std::process::id()));
-    let _ = vfs.remove_tree(&fresh);
+    let fresh = temporary(root);
     let made = fill_store(vfs, &fresh, grid, manifest).and_then(|()| {
         match vfs.rename(&fresh, root) {
             Ok(()) => Ok(true),
