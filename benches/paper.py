@@ -7,7 +7,9 @@ Kernel" (ICML 2023) prove for wide networks at initialisation that the relative 
 largest eigenvalue and kernel regression with the pNTK converge to those of the eNTK like
 1/sqrt(width), and observe it for the condition number. Here: a two-hidden-layer MLP and a two-layer
 CNN on scikit-learn's digits, ten outputs, widths doubling, kernels by `entk` in float64, mean over
-seeds.
+seeds. Pixels are centred, as images are for training: without that one direction carries most of
+the kernel, and with its error in it regression converges late (slopes of -0.36 and -0.17 at these
+widths).
 
 It fails (exit status 1) if a slope is not near -1/2 where the paper proves one, or if
 `entk.certify` passes a head whose rows share a direction.
@@ -32,9 +34,9 @@ from entk.regression import KernelRidge
 TRAIN, TEST, CLASSES = 80, 40, 10
 RIDGE = 1e-3  # of the mean diagonal
 MEASURES = ("frobenius", "eigmax", "condition", "regression")
-# A slope is fitted to a handful of widths and seeds; the condition number has no proven one.
-PROVEN = ("frobenius", "regression")
-SLOPES = (-0.75, -0.3)
+# A slope is fitted to a handful of widths and seeds; the condition number has no proven one. The
+# largest eigenvalue, whose first-order error is a mean of many, falls faster than its bound.
+PROVEN = {"frobenius": (-0.7, -0.3), "eigmax": (-1.3, -0.3), "regression": (-0.7, -0.3)}
 
 
 # Networks: parameters drawn by He's rule, `width` hidden units or channels ------------------------
@@ -72,7 +74,7 @@ def cnn(params: list[Any], x: jax.Array) -> jax.Array:
 
 
 NETWORKS = {
-    "MLP": (mlp, mlp_init, [32, 64, 128, 256, 512]),
+    "MLP": (mlp, mlp_init, [64, 128, 256, 512, 1024]),
     "CNN": (cnn, cnn_init, [32, 64, 128, 256, 512]),
 }
 
@@ -84,8 +86,10 @@ def load() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
+    images = images - images.mean(axis=0)
+    images /= images.std()
     chosen = np.random.default_rng(0).permutation(len(labels))[: TRAIN + TEST]
-    return (images[chosen] / 16.0).astype(np.float32).reshape(-1, 8, 8, 1), labels[chosen]
+    return images[chosen].astype(np.float32).reshape(-1, 8, 8, 1), labels[chosen]
 
 
 def predictions(kernel: np.ndarray, cross: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -184,8 +188,8 @@ def main() -> int:
         rows += mine
         fitted = slopes(mine)
         rows.append({"network": name, "width": "slope", "seeds": seeds, **fitted})
-        failed += [f"{name} {m}: slope {fitted[m]:.2f}" for m in PROVEN
-                   if not SLOPES[0] < fitted[m] < SLOPES[1]]  # fmt: skip
+        failed += [f"{name} {m}: slope {fitted[m]:.2f}" for m, (low, high) in PROVEN.items()
+                   if not low < fitted[m] < high]  # fmt: skip
     fine, bad = negative()
     if not fine:
         failed.append("certify fails a wide network at initialisation")

@@ -12,6 +12,9 @@ from entk._errors import NotPositiveDefiniteError
 from entk._floor import ROUNDOFF
 
 U64 = ROUNDOFF["float64"]
+# In units of the diagonal entry. Smaller negative pivots can be rounding that a nearly singular
+# leading part has amplified: 3e-9 was seen on smooth kernels in float64.
+INDEFINITE = 1e-6
 
 
 class PrecisionWarning(UserWarning):
@@ -88,8 +91,10 @@ def check_pivots(
 def identical(matrix: Matrix, i: int) -> int | None:
     """Return the first other sample whose row of the kernel has the same bits, if any."""
     row = matrix.rows([i])[0]
-    diag = matrix.diag
-    for j in np.flatnonzero((row == diag) & (diag == diag[i])).tolist():
+    # An operator may compute its diagonal in another order than its rows: look nearby first.
+    near = 8 * ROUNDOFF[matrix.dtype] * abs(matrix.diag[i])
+    candidates = (np.abs(row - row[i]) <= near) & (np.abs(matrix.diag - matrix.diag[i]) <= near)
+    for j in np.flatnonzero(candidates).tolist():
         if j != i and np.array_equal(matrix.rows([j])[0], row):
             return int(j)
     return None
@@ -97,22 +102,23 @@ def identical(matrix: Matrix, i: int) -> int | None:
 
 def describe(matrix: Matrix, i: int, pivot: float) -> str:
     """Say what failed at row `i`, why, and what to do."""
-    if pivot < -matrix.noise:
+    twin = identical(matrix, i)
+    if twin is None and pivot < -max(100 * matrix.noise, INDEFINITE * float(matrix.diag[i])):
         return (
-            f"pivot {i} = {pivot:.2g} is negative beyond the noise floor {matrix.noise:.1e}: "
-            f"K + ridge is not positive definite; the smallest ridge that can help is {-pivot:.2g}"
+            f"pivot {i} = {pivot:.2g} is negative far beyond the noise floor {matrix.noise:.1e}: "
+            "K + ridge is not positive definite, so K is no kernel; a ridge must exceed its most "
+            "negative eigenvalue (entk.linalg.eigsh(K, 1, 'SA') finds it)"
         )
+    why = f"samples {i} and {twin} are identical" if twin is not None else _culprit(matrix, i)
+    enough = max(matrix.noise, -2.0 * pivot)
+    unit = float(np.mean(np.abs(matrix.diag))) or 1.0
     return (
-        f"pivot {i} = {pivot:.2g} is below the noise floor {matrix.noise:.1e}; "
-        f"{_culprit(matrix, i)}; add ridge >= {matrix.floor:.1e}*mean(diag) = {matrix.noise:.1e} "
-        "or drop one"
+        f"pivot {i} = {pivot:.2g} is below the noise floor {matrix.noise:.1e}; {why}; "
+        f"add ridge >= {enough / unit:.1e}*mean(diag) = {enough:.1e} or drop one"
     )
 
 
 def _culprit(matrix: Matrix, i: int) -> str:
-    twin = identical(matrix, i)
-    if twin is not None:
-        return f"samples {i} and {twin} are identical"
     size = np.sqrt(np.abs(matrix.diag) * abs(matrix.diag[i]))
     with np.errstate(divide="ignore", invalid="ignore"):
         cosine = np.abs(matrix.rows([i])[0]) / size
