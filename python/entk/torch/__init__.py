@@ -124,7 +124,7 @@ def factors(
 
     root = _checked(module)
     inputs = Inputs(x)
-    limit = _batches.as_bytes(memory)
+    _batches.checked(batch_size, memory)
     with (
         _guard.preserved(root, _factors.device_of(root, inputs)),
         _batches.reporter(progress, inputs.n) as report,
@@ -132,7 +132,7 @@ def factors(
         extraction = _factors.Extraction(root, inputs, output, structure=structure)
         extraction.prepare(outputs, check=audit)
         size = _batches.batch_size(
-            batch_size, inputs.n, extraction.working, extraction.result(), limit
+            batch_size, inputs.n, extraction.working, extraction.result(), memory
         )
         columns = extraction.run(size, report)
     return _factors.build(extraction, columns)
@@ -147,18 +147,73 @@ def write_factors(
     output: str | int | Callable[[Any], Any] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    batch_size: int | None = None,
+    memory: int | str | None = None,
     structure: bool = True,
     audit: bool = True,
     progress: bool | Callable[[int, int], None] = False,
 ) -> Factors:
-    """Write the factors of a module to a store, batch by batch.
+    """Write the factors of a module to a store on disk, batch by batch.
+
+    Parameters
+    ----------
+    path
+        The store; called ``path.partial`` until the last batch is safe.
+    module, outputs, output, structure, audit
+        As for `factors`. Weights of each example are ``(N, O)`` for all batches together.
+    batches
+        An iterable of inputs as `factors` takes them; a list, as a `DataLoader` makes it of a
+        `TensorDataset`, is taken as a tuple. Each is stored as one batch.
+    resume
+        Continue a store that is there: its batches are taken from `batches` again, but not
+        computed. Starts afresh where nothing is there.
+    overwrite
+        Replace what is there.
+    batch_size, memory
+        Bounds on what runs at once, within a batch.
+    progress
+        ``True`` for a bar, or a callable ``(done, all)`` in batches; `all` is the number begun so
+        far where ``len(batches)`` is not known.
+
+    Returns
+    -------
+    Factors
+        The store, opened; nothing of it is in memory.
 
     Raises
     ------
-    NotImplementedError
-        Until `entk._store.FactorWriter` exists.
+    StoreError
+        Something is at `path` and neither option is given.
+    StoreMismatchError
+        On resume: other parameters or outputs than those of the store.
+    InputError
+        No batch, or a batch whose leaves differ from the first one's, such as another number of
+        positions: a store has one shape for each leaf.
+    ModelError, DTypeError, MemoryLimitError
+        As for `factors`.
+
+    Notes
+    -----
+    **Memory.** One batch and its factors. **Safety.** A batch is on disk before the next begins;
+    a kill at any time loses at most the batch in flight.
+
+    Examples
+    --------
+    >>> import tempfile, torch, entk.torch
+    >>> net = torch.nn.Linear(5, 3)
+    >>> x = torch.ones(6, 5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     F = entk.torch.write_factors(folder + "/F.entk", net, x.split(2))
+    ...     F.n, F.leaves
+    (6, ('weight', 'bias'))
     """
-    raise NotImplementedError("write_factors needs entk._store.FactorWriter")
+    from entk.torch import _batches, _stream
+
+    root = _checked(module)
+    _batches.checked(batch_size, memory)
+    stream = _stream.Stream(root, outputs, output, batch_size, memory, structure, audit)
+    with _batches.reporter(progress, _stream.count(batches)) as report:
+        return stream.write(path, batches, report, resume=resume, overwrite=overwrite)
 
 
 def _checked(module: Any) -> torch.nn.Module:

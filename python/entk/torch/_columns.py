@@ -94,6 +94,7 @@ class Columns:
         storage = values.untyped_storage()
         small = storage.nbytes() <= 2 * values.numel() * values.element_size()
         if small and storage.data_ptr() not in self._theirs and values.is_contiguous():
+            self._theirs.add(storage.data_ptr())  # and not another leaf's
             return values
         return values.clone(memory_format=torch.contiguous_format)
 

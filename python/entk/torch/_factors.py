@@ -41,21 +41,38 @@ class Extraction:
         self._dense = {} if structure else dict.fromkeys(self.network.parameters, "structure=False")
         self._seen = Seen([], {})
         self._note = ""
+        self._offset = 0
 
-    def prepare(self, outputs: Any, *, check: bool) -> None:
+    def prepare(self, outputs: Any, *, check: bool, stream: bool = False) -> None:
         """Find the leaves and the engine that serve this network."""
-        few = sorted({0, max(self.inputs.n - 1, 0)})  # more would cost small calls much
+        n = self.inputs.n
+        check_independent(self.network, self._examples(sorted({0, n // 2, max(n - 1, 0)})))
+        few = sorted({0, max(n - 1, 0)})  # more would cost small calls much
         tensors = self._examples(few)
-        check_independent(self.network, tensors)
         n_outputs = self._probe([t[0] for t in tensors])
-        self.rows = resolve(outputs, self.inputs.n, n_outputs)
-        own = self.rows.of(few if self.inputs.n else [], len(tensors[0]), tensors[0])
+        self.rows = resolve(outputs, None if stream else n, n_outputs)
+        own = self.rows.of(few, len(few), tensors[0]) if n else self._any_row(tensors[0])
         self.engine: Engine = Together(self.network, self.rows)
         if self.network.scripted:
             self._fall_back("TorchScript cannot run under torch.func")
         self._replan()
         while not self._settled(tensors, own, check=check and self.inputs.n > 0):
             self._replan()
+
+    def _any_row(self, like: Tensor) -> Tensor:
+        """Return a row for the stand-in of a network without examples."""
+        return torch.zeros(1, self.rows.n_outputs, dtype=torch.float64, device=like.device)
+
+    def feed(self, inputs: Inputs) -> None:
+        """Go on with other examples of the same kind."""
+        before, after = self.inputs.shapes(), inputs.shapes()
+        if before != after:
+            raise InputError(
+                f"a batch differs from the first one in its shapes: {after} and {before} for each "
+                "example; a store has one shape for each leaf"
+            )
+        self._offset += self.inputs.n
+        self.inputs = self.network.inputs = inputs
 
     def _replan(self) -> None:
         parameters, rows = self.network.parameters, self.rows.count
@@ -153,7 +170,8 @@ class Extraction:
             some = slice(start, min(start + size, n))
             with _located(number, -(-n // size), some):
                 tensors = self.inputs.take(some, self.network.device)
-                own = self.rows.of(some, len(tensors[0]), tensors[0])
+                at = slice(self._offset + some.start, self._offset + some.stop)
+                own = self.rows.of(at, len(tensors[0]), tensors[0])
                 columns.put(start, self.engine(self.plan, tensors, own))
             report(some.stop, n)
         columns.settle()

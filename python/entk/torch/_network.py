@@ -50,6 +50,10 @@ class Inputs:
             )
         return counts[0]
 
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of one example."""
+        return [tuple(t.shape[1:]) for t in self.tensors]
+
     def take(self, index: slice | list[int], device: torch.device) -> list[Tensor]:
         """Return the tensors of some examples on `device`."""
         some = (t[index] for t in self.tensors)

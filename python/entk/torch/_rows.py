@@ -26,6 +26,8 @@ class Rows:
         O, the outputs of the network.
     weights : Tensor or None
         ``(1, O)`` for all examples, ``(N, O)`` one each; None for all rows of the identity.
+    own : bool
+        Whether each example has a row of its own.
     """
 
     label: str | int
@@ -37,11 +39,17 @@ class Rows:
         """R, the rows kept of each example."""
         return self.n_outputs if self.weights is None else 1
 
+    own: bool = False
+
     def of(self, index: slice | list[int], n: int, like: Tensor) -> Tensor:
         """Return ``(n, O)`` rows of some examples; for ``"full"`` only a placeholder."""
         if self.weights is None:
             return torch.zeros(n, 0, device=like.device)
-        rows = self.weights[index] if len(self.weights) > 1 or n == 0 else self.weights
+        rows = self.weights[index] if self.own else self.weights
+        if self.own and len(rows) != n:
+            raise InputError(
+                f"outputs: weights for {len(self.weights):,} examples, but there are more of them"
+            )
         return rows.to(like.device).expand(n, -1)
 
     def each(self, own: Tensor, out: Tensor) -> Iterator[Tensor]:
@@ -55,8 +63,11 @@ class Rows:
             yield row
 
 
-def resolve(outputs: Any, n: int, n_outputs: int) -> Rows:
-    """Check `outputs` and return its rows for `n` examples of a network with `n_outputs`."""
+def resolve(outputs: Any, n: int | None, n_outputs: int) -> Rows:
+    """Check `outputs` and return its rows for a network with `n_outputs`.
+
+    There are `n` examples; None if that is not known yet.
+    """
     if isinstance(outputs, str):
         return _by_word(outputs, n_outputs)
     if isinstance(outputs, bool | np.bool_):
@@ -67,7 +78,9 @@ def resolve(outputs: Any, n: int, n_outputs: int) -> Rows:
         row = torch.zeros(1, n_outputs, dtype=torch.float64)
         row[0, int(outputs)] = 1
         return Rows(int(outputs), n_outputs, row)
-    return Rows("weights", n_outputs, _weights(outputs, n, n_outputs))
+    weights = _weights(outputs, n, n_outputs)
+    own = weights.ndim == 2
+    return Rows("weights", n_outputs, weights if own else weights[None], own)
 
 
 def _by_word(word: str, n_outputs: int) -> Rows:
@@ -86,7 +99,7 @@ def _by_word(word: str, n_outputs: int) -> Rows:
     )
 
 
-def _weights(outputs: Any, n: int, n_outputs: int) -> Tensor:
+def _weights(outputs: Any, n: int | None, n_outputs: int) -> Tensor:
     given = outputs.detach().cpu() if isinstance(outputs, Tensor) else outputs
     try:
         weights = torch.as_tensor(given, dtype=torch.float64)
@@ -95,11 +108,12 @@ def _weights(outputs: Any, n: int, n_outputs: int) -> Tensor:
             f"outputs is a {type(outputs).__name__}: expected 'sum', 'full', an integer or "
             "weights (O,) or (N, O)"
         ) from error
-    if tuple(weights.shape) not in {(n_outputs,), (n, n_outputs)}:
+    examples = weights.shape[0] if n is None and weights.ndim else n
+    if tuple(weights.shape) not in {(n_outputs,), (examples, n_outputs)}:
         raise InputError(
             f"outputs: weights of shape {tuple(weights.shape)}; expected ({n_outputs},) or "
-            f"({n}, {n_outputs})"
+            f"({'N' if n is None else n}, {n_outputs})"
         )
     if not bool(torch.isfinite(weights).all()):
         raise InputError("outputs: weights must be finite")
-    return weights if weights.ndim == 2 else weights[None]
+    return weights

@@ -1,0 +1,128 @@
+"""Factors of more examples than fit in memory: batch by batch into a store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from entk._errors import StoreMismatchError
+from entk._factors import Factors
+from entk.torch import _batches
+from entk.torch._factors import Extraction, build, device_of
+from entk.torch._guard import preserved
+from entk.torch._network import Inputs, Output
+
+
+def count(batches: Iterable[Any]) -> int:
+    """Return the number of batches, or 0 if it is not known."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return 0
+
+
+@dataclass
+class Stream:
+    """The arguments of `write_factors`, and the network as the first batch showed it."""
+
+    module: nn.Module
+    outputs: Any
+    output: Output
+    batch_size: int | None
+    memory: int | str | None
+    structure: bool
+    audit: bool
+    extraction: Extraction | None = None
+
+    def write(
+        self,
+        path: str | os.PathLike[str],
+        batches: Iterable[Any],
+        report: Callable[[int, int], None],
+        *,
+        resume: bool,
+        overwrite: bool,
+    ) -> Factors:
+        """Write what is not written yet, and open the store."""
+        from entk._store import FactorWriter
+
+        meta = self._meta()
+        with FactorWriter(path, resume=resume, overwrite=overwrite, meta=meta) as writer:
+            if writer.complete:
+                return writer.finish()
+            rows, total = 0, count(batches)
+            for number, x in enumerate(batches):
+                inputs = Inputs(tuple(x) if isinstance(x, list) else x)
+                rows += inputs.n
+                written = number < writer.batches_done
+                factors = self._factors(inputs, skip=written)
+                if factors is not None:
+                    writer.append(factors)
+                elif number == writer.batches_done - 1 and rows != writer.rows_done:
+                    raise StoreMismatchError(
+                        f"the first {number + 1:,} batches have {rows:,} examples, those in the "
+                        f"store {writer.rows_done:,}; resume with the same batches"
+                    )
+                report(number + 1, max(total, number + 1))
+            return writer.finish()
+
+    def _factors(self, inputs: Inputs, *, skip: bool) -> Factors | None:
+        """Return the factors of a batch; the first one is looked at in any case."""
+        if self.extraction is not None:
+            self.extraction.feed(inputs)
+            if skip:
+                return None
+        with preserved(self.module, device_of(self.module, inputs)):
+            if self.extraction is None:
+                self.extraction = Extraction(
+                    self.module, inputs, self.output, structure=self.structure
+                )
+                self.extraction.prepare(self.outputs, check=self.audit, stream=True)
+            if skip:
+                return None
+            found = self.extraction
+            size = _batches.batch_size(
+                self.batch_size, inputs.n, found.working, found.result(), self.memory
+            )
+            columns = found.run(size, lambda *_: None)
+        return build(found, columns)
+
+    def _meta(self) -> dict[str, Any]:
+        """Return what must be the same when a store is continued."""
+        plain = isinstance(self.outputs, str | int | np.integer)
+        outputs = self.outputs if plain else hashlib.blake2b(_bytes(self.outputs)).hexdigest()
+        return {
+            "front_end": "torch",
+            "outputs": str(outputs),
+            "parameters": _fingerprint(self.module),
+            "structure": bool(self.structure),
+        }
+
+
+def _bytes(outputs: Any) -> bytes:
+    given = outputs.detach().cpu() if isinstance(outputs, Tensor) else outputs
+    try:
+        weights = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        return repr(type(outputs)).encode()  # refused when the first batch is looked at
+    return repr(weights.shape).encode() + weights.tobytes()
+
+
+def _fingerprint(module: nn.Module) -> str:
+    """Return a checksum of the names and values of parameters and buffers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor):
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        if values.numel():
+            digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
