@@ -52,6 +52,10 @@ LEAVES = {
     "outer-positions": lambda rng, n=5, rows=1, dtype="float32": outer(
         rng, n, rows, t=9, dtype=dtype
     ),
+    # Few positions of wide features: contracted pair by pair, the others by forming the table.
+    "outer-pairs": lambda rng, n=5, rows=1, dtype="float32": outer(
+        rng, n, rows, t=3, d_in=40, d_out=30, dtype=dtype
+    ),
     "outer-blocks": lambda rng, n=5, rows=1, dtype="float32": outer(
         rng, n, rows, g=2, t=3, dtype=dtype
     ),

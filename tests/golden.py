@@ -48,14 +48,14 @@ def problems():
         "float64-accumulation": ({"w": outer(23, 515, 31)}, {"accumulate": "float64"}),
         "float16": ({"w": outer(23, 65, 31, dtype="float16")}, {}),
         "bfloat16": ({"w": outer(23, 65, 31, dtype="bfloat16")}, {}),
-        "positions": ({"w": outer(19, 40, 24, body=(9,))}, {}),
+        "positions": ({"w": outer(19, 600, 40, body=(3,))}, {}),
         "positions-expanded": ({"w": outer(19, 12, 10, body=(40,))}, {}),
         "blocks-and-bias": (
             {"w": outer(19, 7, 5, body=(2, 3)), "b": entk.Dense(numbers((19, 300), 9))},
             {},
         ),
         "tied-table": ({"w": entk.Tied(table), "e": lookup(19, 5, 8, 7)}, {}),
-        "trace-of-outputs": ({"w": outer(19, 33, 9, rows=(3,))}, {"outputs": "trace"}),
+        "trace-of-outputs": ({"w": outer(19, 600, 9, rows=(3,))}, {"outputs": "trace"}),
     }
 
 

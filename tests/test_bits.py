@@ -14,6 +14,7 @@ import entk
 import golden
 from bounds import assert_same_bits
 from cases import DTYPES, LEAVES, every_leaf, family, integers, mlp, one_leaf, outer
+from entk import _plan
 from isolated import run_json
 from layouts import LAYOUTS, relaid
 from memory import smallest
@@ -45,6 +46,12 @@ def assert_one_result(rng, factors, **options):
         layout = setting.pop("layout")
         got = entk.assemble(relaid(factors, layout), **setting, **options)
         assert_same_bits(got, expected)
+
+
+def test_p1_the_kinds_of_leaves_meet_every_contraction(rng):
+    """A contraction that no test meets has bits that no test holds."""
+    met = {leaf.contraction for leaf in entk.plan(every_leaf(rng)).leaves}
+    assert met == set(_plan._WORDS.values())
 
 
 @pytest.mark.parametrize("n", SIZES)
