@@ -58,7 +58,10 @@ struct Worker<F> {
 
 /// The packed examples of one side of a block.
 struct Side<F> {
-    panels: Vec<Buffer<F>>,
+    /// All nodes, one after the other.
+    panels: Buffer<F>,
+    /// Where each node lies.
+    spans: Vec<Range<usize>>,
     merged: Vec<Merged<F>>,
     plain: Vec<PlainRows<F>>,
 }
@@ -88,34 +91,42 @@ impl<'a> Call<'a> {
         let single = !self.blocks.schedule.keeps_block();
         let passes = &self.blocks.schedule.passes;
         let mut packed: Option<(Range<usize>, Side<F>)> = None;
+        let mut spare_cols: Option<Side<F>> = None;
         for block in self.blocks_of(cut) {
             if single {
                 let empty = Pass::default();
                 let pass = passes.first().unwrap_or(&empty);
-                if packed.as_ref().is_none_or(|(range, _)| *range != block.rows) {
-                    drop(packed.take());
-                    let side = self.side::<F, MR>(pass, block.rows.clone(), false)?;
-                    packed = Some((block.rows.clone(), side));
-                }
-                let Some((_, rows)) = &packed else { continue };
-                let cols = self.side::<F, NR>(pass, block.cols.clone(), true)?;
+                let rows = match packed.take() {
+                    Some((range, side)) if range == block.rows => side,
+                    spare => {
+                        let spare = spare.map(|(_, side)| side);
+                        self.side::<F, MR>(pass, block.rows.clone(), false, spare)?
+                    }
+                };
+                let cols = self.side::<F, NR>(pass, block.cols.clone(), true, spare_cols.take())?;
                 for pairs in self.pairs() {
                     let job =
                         Job { call: self, cut, block: &block, pass, pairs: &pairs, write: true };
-                    job.sweep::<F, MR>((rows, &cols), Kept::none(), &mut workers, &finite);
+                    job.sweep::<F, MR>((&rows, &cols), Kept::none(), &mut workers, &finite);
                 }
+                packed = Some((block.rows.clone(), rows));
+                spare_cols = Some(cols);
             } else {
                 let mut kept = self.kept::<F, MR>(&block)?;
                 for pairs in self.pairs() {
                     kept.clear();
                     for (index, pass) in passes.iter().enumerate() {
-                        let rows = self.side::<F, MR>(pass, block.rows.clone(), false)?;
-                        let cols = self.side::<F, NR>(pass, block.cols.clone(), true)?;
+                        let spare = packed.take().map(|(_, side)| side);
+                        let rows = self.side::<F, MR>(pass, block.rows.clone(), false, spare)?;
+                        let spare = spare_cols.take();
+                        let cols = self.side::<F, NR>(pass, block.cols.clone(), true, spare)?;
                         let write = index + 1 == passes.len();
                         let job =
                             Job { call: self, cut, block: &block, pass, pairs: &pairs, write };
                         let sides = (&rows, &cols);
                         job.sweep::<F, MR>(sides, kept.borrow(), &mut workers, &finite);
+                        packed = Some((block.rows.clone(), rows));
+                        spare_cols = Some(cols);
                     }
                 }
             }
@@ -216,22 +227,39 @@ impl<'a> Call<'a> {
         Ok(KeptBuffers { acc: Buffer::zeroed(elements)?, partial: Buffer::zeroed(partial)? })
     }
 
-    /// Pack one side of a block for a pass.
+    /// Pack one side of a block for a pass, into the memory of an earlier one where that is large enough.
     fn side<F: Real, const W: usize>(
         &self,
         pass: &Pass,
         range: Range<usize>,
         cols: bool,
+        spare: Option<Side<F>>,
     ) -> Result<Side<F>, Error> {
-        let whole = range.len().next_multiple_of(W);
-        let mut panels = Vec::new();
         let nodes = || pass.nodes.iter().map(|&node| &self.program.nodes[node]);
+        let whole = range.len().next_multiple_of(W);
+        let mut spans = Vec::new();
+        let mut end = 0;
         for node in nodes() {
             let k = pass.slice.as_ref().map_or(node.shape.k, ExactSizeIterator::len);
-            panels.push(Buffer::zeroed(whole * node.shape.units() * k)?);
+            let start = end;
+            end += whole * node.shape.units() * k;
+            spans.push(start..end);
+            end = end.next_multiple_of(16);
         }
+        let mut panels = match spare {
+            Some(side) if side.panels.len() >= end => side.panels,
+            spare => {
+                drop(spare);
+                Buffer::zeroed(end)?
+            }
+        };
         let mut tasks = Vec::new();
-        for (node, buffer) in nodes().zip(&mut panels) {
+        let mut rest: &mut [F] = &mut panels;
+        let mut taken = 0;
+        for (node, span) in nodes().zip(&spans) {
+            let (_, later) = rest.split_at_mut(span.start - taken);
+            let (own, later) = later.split_at_mut(span.len());
+            (rest, taken) = (later, span.end);
             let content = if cols { node.cols() } else { &node.rows };
             let ks = pass.slice.clone().unwrap_or(0..node.shape.k);
             let step = match content {
@@ -239,7 +267,7 @@ impl<'a> Call<'a> {
                 Content::Table(_) => EXPAND_BLOCK,
             };
             let chunk = (step * node.shape.units() * ks.len()).max(1);
-            for (index, part) in buffer.chunks_mut(chunk).enumerate() {
+            for (index, part) in own.chunks_mut(chunk).enumerate() {
                 let first = range.start + index * step;
                 let shape = node.shape;
                 tasks.push(PackTask { content, shape, ks: ks.clone(), first, part });
@@ -251,7 +279,7 @@ impl<'a> Call<'a> {
         });
         let merged = pass.lookups.iter().map(|&l| self.merged(l, &range, cols)).collect();
         let plain = pass.plain.iter().map(|&x| self.plain(x, &range, cols)).collect();
-        Ok(Side { panels, merged, plain })
+        Ok(Side { panels, spans, merged, plain })
     }
 
     fn merged<F: Real>(&self, lookup: usize, range: &Range<usize>, cols: bool) -> Merged<F> {
@@ -399,12 +427,12 @@ impl Job<'_, '_> {
     }
 
     fn packed<'s, F: Real, const W: usize>(&self, side: &'s Side<F>) -> Vec<Packed<'s, F, W>> {
-        let nodes = self.pass.nodes.iter().zip(&side.panels);
+        let nodes = self.pass.nodes.iter().zip(&side.spans);
         nodes
-            .map(|(&node, panels)| {
+            .map(|(&node, span)| {
                 let shape = self.call.program.nodes[node].shape;
                 let k = self.pass.slice.as_ref().map_or(shape.k, ExactSizeIterator::len);
-                Packed::new(panels, shape.units(), k)
+                Packed::new(&side.panels[span.clone()], shape.units(), k)
             })
             .collect()
     }

@@ -17,6 +17,8 @@ pub const PAIRS: usize = 256;
 const NARROW: usize = 128;
 /// Widest single leaf of a narrow group.
 const NARROW_LEAF: usize = 256;
+/// Examples along a block at most: packing a side again for every block costs 2 % there, and its panels stay near the cores.
+const BLOCK_SIDE: usize = 3072;
 /// Bytes of accumulators of a macro tile: they stay in a 1 MiB second-level cache beside the panels.
 const MACRO_BYTES: usize = 600 << 10;
 /// Examples along a macro tile at most.
@@ -279,78 +281,81 @@ impl Build<'_, '_> {
             pass.groups.push(Group::Wide { nodes, steps });
             return;
         }
-        let fresh = |slot: usize| Operand::Fresh(slot);
-        let new = Step { a: fresh(a), b: b.map(fresh), weight };
+        // Slots are dealt by `deal_slots`; until then operands only name their nodes.
+        let gram = |node| Operand::Gram { node, slot: 0, again: false };
+        let new = Step { a: gram(a), b: b.map(gram), weight };
         if let Some(Group::Narrow(steps)) = pass.groups.last_mut() {
-            let mut slots = step_slots(steps);
+            let mut slots = step_nodes(steps);
             slots.extend(&own);
             slots.sort_unstable();
             slots.dedup();
-            if width(&slots) <= NARROW.max(width(&step_slots(steps))) {
-                steps.push(new);
-                keep_shared(steps);
+            let joined = [steps.as_slice(), &[new]].concat();
+            if width(&slots) <= NARROW.max(width(&step_nodes(steps)))
+                && let Some(dealt) = deal_slots(&joined)
+            {
+                *steps = dealt;
                 return;
             }
         }
-        let mut steps = vec![new];
-        keep_shared(&mut steps);
+        let steps = deal_slots(&[new]).expect("one leaf needs two slots at most");
         pass.groups.push(Group::Narrow(steps));
     }
 }
 
-fn step_slots(steps: &[Step]) -> Vec<usize> {
-    let mut slots: Vec<usize> = steps
-        .iter()
-        .flat_map(|step| [Some(step.a), step.b])
-        .flatten()
-        .filter_map(|operand| match operand {
-            Operand::Fresh(node) | Operand::Keep(node, _) => Some(node),
-            Operand::Kept(_) => None,
+/// The nodes of a narrow group's operands, in order of use; a slot stands for the node that was contracted into it last.
+fn operand_nodes(steps: &[Step]) -> Vec<usize> {
+    let mut holds = [0; Group::SLOTS];
+    let operands = steps.iter().flat_map(|step| [Some(step.a), step.b]).flatten();
+    operands
+        .map(|operand| match operand {
+            Operand::Gram { node, slot, .. } => {
+                holds[slot] = node;
+                node
+            }
+            Operand::Kept(slot) => holds[slot],
         })
-        .collect();
-    slots.sort_unstable();
-    slots.dedup();
-    slots
+        .collect()
 }
 
-/// Let every node that a narrow group needs twice be contracted once, as far as there are slots.
-fn keep_shared(steps: &mut [Step]) {
-    let mut kept: Vec<usize> = Vec::new();
-    let node_of = |operand: Operand, kept: &[usize]| match operand {
-        Operand::Fresh(node) | Operand::Keep(node, _) => node,
-        Operand::Kept(slot) => kept[slot],
-    };
-    let mut nodes = Vec::new();
-    for step in steps.iter() {
-        for operand in [Some(step.a), step.b].into_iter().flatten() {
-            if let Operand::Keep(node, slot) = operand {
-                debug_assert_eq!(slot, kept.len(), "slots are dealt in order");
-                kept.push(node);
-            }
-            nodes.push(node_of(operand, &kept));
-        }
-    }
-    let mut dealt: Vec<usize> = Vec::new();
+fn step_nodes(steps: &[Step]) -> Vec<usize> {
+    let mut nodes = operand_nodes(steps);
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes
+}
+
+/// Contract every node of a narrow group once: each gets a slot from its first to its last use. `None` if slots run out.
+fn deal_slots(steps: &[Step]) -> Option<Vec<Step>> {
+    let nodes = operand_nodes(steps);
+    let mut holds = [None; Group::SLOTS];
     let mut at = 0;
-    let mut deal = |operand: &mut Operand| {
+    let mut deal = |last_of_step: bool| {
         let node = nodes[at];
-        let again = nodes[at + 1..].contains(&node);
-        at += 1;
-        *operand = if let Some(slot) = dealt.iter().position(|&x| x == node) {
-            Operand::Kept(slot)
-        } else if again && dealt.len() < Group::SLOTS {
-            dealt.push(node);
-            Operand::Keep(node, dealt.len() - 1)
-        } else {
-            Operand::Fresh(node)
-        };
-    };
-    for step in steps {
-        deal(&mut step.a);
-        if let Some(b) = &mut step.b {
-            deal(b);
+        let used_later = |held: usize| nodes[at..].contains(&held);
+        if let Some(slot) = holds.iter().position(|&held| held == Some(node)) {
+            at += 1;
+            return Some(Operand::Kept(slot));
         }
+        // The other operand of this step must stay too.
+        let before = at.checked_sub(1).map(|i| nodes[i]);
+        let free = |held: &Option<usize>| {
+            held.is_none_or(|held| !used_later(held) && !(last_of_step && before == Some(held)))
+        };
+        let slot = holds.iter().position(free)?;
+        holds[slot] = Some(node);
+        at += 1;
+        Some(Operand::Gram { node, slot, again: nodes[at..].contains(&node) })
+    };
+    let mut dealt = Vec::with_capacity(steps.len());
+    for step in steps {
+        let a = deal(false)?;
+        let b = match step.b {
+            Some(_) => Some(deal(true)?),
+            None => None,
+        };
+        dealt.push(Step { a, b, ..*step });
     }
+    Some(dealt)
 }
 
 /// The problem as the planner of memory sees it.
@@ -392,7 +397,7 @@ impl Blocks {
         let whole = sizes.rows.max(sizes.cols).max(1).next_multiple_of(STEP);
         let everything = Schedule::new(program, usize::MAX);
         let fair = whole.min(1536);
-        let mut side = whole.min(16_384_usize.next_multiple_of(STEP));
+        let mut side = whole.min(BLOCK_SIDE);
         while side >= fair.min(STEP.max(side)) && side >= STEP {
             let blocks = Self::measure(program, sizes, side, everything.clone());
             if blocks.bytes <= sizes.limit && side >= fair {

@@ -3,9 +3,8 @@
 use core::ops::Range;
 
 use super::expand::{self, Table};
-use super::peak::{CHAINS, spin};
 use super::sweep::run;
-use super::{Real, Sweep, Tile};
+use super::{Real, Sweep, Tile, peak};
 
 /// An instruction set this CPU was seen to support. Holding one is the proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +74,7 @@ pub fn sweep<F: Real, const MR: usize>(
     scratch: &mut [Tile<F, MR>],
 ) {
     match isa.0 {
-        Kind::Portable => run(job, acc, partial, scratch),
+        Kind::Portable => run::<F, MR, false>(job, acc, partial, scratch),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Isa::available` builds `Avx2` only after detecting avx2 and fma.
         Kind::Avx2 => unsafe { avx2(job, acc, partial, scratch) },
@@ -83,7 +82,7 @@ pub fn sweep<F: Real, const MR: usize>(
         // SAFETY: `Isa::available` builds `Avx512` only after detecting avx512f, avx2 and fma.
         Kind::Avx512 => unsafe { avx512(job, acc, partial, scratch) },
         #[cfg(target_arch = "aarch64")]
-        Kind::Neon => run(job, acc, partial, scratch),
+        Kind::Neon => run::<F, MR, true>(job, acc, partial, scratch),
     }
 }
 
@@ -95,7 +94,7 @@ fn avx2<F: Real, const MR: usize>(
     partial: &mut [Tile<F, MR>],
     scratch: &mut [Tile<F, MR>],
 ) {
-    run(job, acc, partial, scratch);
+    run::<F, MR, false>(job, acc, partial, scratch);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -106,7 +105,7 @@ fn avx512<F: Real, const MR: usize>(
     partial: &mut [Tile<F, MR>],
     scratch: &mut [Tile<F, MR>],
 ) {
-    run(job, acc, partial, scratch);
+    run::<F, MR, true>(job, acc, partial, scratch);
 }
 
 /// Expand features `ks` of the examples `first .. end` (at most [`expand::EXPAND_BLOCK`]) into whole panels of width `W`.
@@ -153,31 +152,22 @@ fn expand_avx512<F: Real, const W: usize>(
     expand::expand::<F, W>(table, examples, ks, panels);
 }
 
-/// Fused multiply-adds in registers, for `peak.rs`.
-pub(super) fn spin_on<F: Real, const MR: usize>(isa: Isa, seed: F) -> [[F; MR]; CHAINS] {
-    match isa.0 {
-        Kind::Portable => spin(seed),
-        #[cfg(target_arch = "x86_64")]
+/// Fused multiply-adds in registers, for `peak.rs`. Returns the flops done.
+pub(super) fn spin_on(isa: Isa, double: bool) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    match (isa.0, double) {
         // SAFETY: `Isa::available` builds `Avx2` only after detecting avx2 and fma.
-        Kind::Avx2 => unsafe { spin_avx2(seed) },
-        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx2, false) => return unsafe { peak::x86::avx2_f32() },
+        // SAFETY: as above.
+        (Kind::Avx2, true) => return unsafe { peak::x86::avx2_f64() },
         // SAFETY: `Isa::available` builds `Avx512` only after detecting avx512f, avx2 and fma.
-        Kind::Avx512 => unsafe { spin_avx512(seed) },
-        #[cfg(target_arch = "aarch64")]
-        Kind::Neon => spin(seed),
+        (Kind::Avx512, false) => return unsafe { peak::x86::avx512_f32() },
+        // SAFETY: as above.
+        (Kind::Avx512, true) => return unsafe { peak::x86::avx512_f64() },
+        (Kind::Portable, _) => {}
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn spin_avx2<F: Real, const MR: usize>(seed: F) -> [[F; MR]; CHAINS] {
-    spin(seed)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
-fn spin_avx512<F: Real, const MR: usize>(seed: F) -> [[F; MR]; CHAINS] {
-    spin(seed)
+    let _ = (isa, double);
+    peak::portable()
 }
 
 /// Round to nearest with subnormals kept, whatever another library set; the old state comes back on drop.

@@ -2,6 +2,9 @@
 
 use super::{Real, View};
 
+/// Features read at a time.
+const BLOCK: usize = 1024;
+
 /// What a scan of some examples found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scan {
@@ -23,60 +26,59 @@ impl Scan {
 
     /// Scan the examples `first .. end`.
     pub fn of(view: &View<'_>, first: usize, end: usize) -> Self {
-        let mut this = Self::default();
-        let [_, r, g, t, k] = view.shape();
-        for n in first..end {
-            let before = this.first.take();
-            for unit in 0..r * g * t {
-                let at = [n, unit / (g * t), unit / t % g, unit % t];
-                this.unit(view, at, k);
-            }
-            if this.first.is_some() {
-                this.examples.push(n);
-            }
-            this.first = before.or(this.first);
+        if view.dtype().fits_f32() {
+            Self::as_type::<f32>(view, first, end)
+        } else {
+            Self::as_type::<f64>(view, first, end)
         }
-        this
     }
 
-    fn unit(&mut self, view: &View<'_>, at: [usize; 4], k: usize) {
-        const BLOCK: usize = 1024;
-        let mut values = [0.0_f32; BLOCK];
-        let mut exact = [0.0_f64; BLOCK];
-        let single = view.dtype().fits_f32();
-        for k0 in (0..k).step_by(BLOCK) {
-            let len = (k - k0).min(BLOCK);
-            let (bad, largest) = if single {
-                view.row(at, k0, &mut values[..len]);
-                summary(&values[..len])
-            } else {
-                view.row(at, k0, &mut exact[..len]);
-                summary(&exact[..len])
-            };
-            self.largest = self.largest.max(largest);
-            if bad && self.first.is_none() {
-                let place = (0..len).find(|&i| {
-                    let value = if single { f64::from(values[i]) } else { exact[i] };
-                    !value.is_finite()
-                });
-                self.first = place.map(|i| [at[0], at[1], at[2], at[3], k0 + i]);
+    fn as_type<F: Real>(view: &View<'_>, first: usize, end: usize) -> Self {
+        let mut this = Self::default();
+        let [_, r, g, t, k] = view.shape();
+        let mut values = [F::ZERO; BLOCK];
+        for n in first..end {
+            let mut bad = None;
+            for unit in 0..r * g * t {
+                let at = [n, unit / (g * t), unit / t % g, unit % t];
+                for k0 in (0..k).step_by(BLOCK) {
+                    let values = &mut values[..(k - k0).min(BLOCK)];
+                    view.row(at, k0, values);
+                    let (wrong, largest) = summary(values);
+                    this.largest = this.largest.max(largest);
+                    if wrong && bad.is_none() {
+                        let place = values.iter().position(|x| !x.magnitude().below_infinity());
+                        bad = place.map(|i| [at[0], at[1], at[2], at[3], k0 + i]);
+                    }
+                }
             }
+            if bad.is_some() {
+                this.examples.push(n);
+            }
+            this.first = this.first.or(bad);
         }
+        this
     }
 }
 
 /// Whether some value is not finite, and the largest finite magnitude.
 fn summary<F: Real>(values: &[F]) -> (bool, f64) {
-    let mut largest = [F::ZERO; 16];
-    let mut bad = [false; 16];
-    for chunk in values.chunks(16) {
-        for (lane, &value) in chunk.iter().enumerate() {
-            let size = value.magnitude();
-            bad[lane] |= !size.below_infinity();
-            largest[lane] =
-                if size.below_infinity() { largest[lane].larger(size) } else { largest[lane] };
+    const LANES: usize = 16;
+    let mut lanes = [F::ZERO; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut wrong = F::ZERO;
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            // Zero times infinity, and anything with NaN, is NaN; finite values leave a zero.
+            wrong = wrong.plus(value.times(F::ZERO));
+            *lane = lane.larger(value.magnitude());
         }
     }
-    let largest = largest.into_iter().map(Real::to_f64).fold(0.0, f64::max);
-    (bad.into_iter().any(|bad| bad), largest)
+    for &value in rest {
+        wrong = wrong.plus(value.times(F::ZERO));
+        lanes[0] = lanes[0].larger(value.magnitude());
+    }
+    let bad = wrong != F::ZERO;
+    let finite = lanes.into_iter().filter(|x| x.below_infinity());
+    (bad, finite.map(Real::to_f64).fold(0.0, f64::max))
 }

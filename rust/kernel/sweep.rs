@@ -18,10 +18,15 @@ const PAIR_CHAIN: usize = 256;
 /// Where a step finds a Gram tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operand {
-    /// Contract the panels of this node.
-    Fresh(usize),
-    /// Contract the panels of node `.0` and keep the tile in slot `.1`.
-    Keep(usize, usize),
+    /// Contract the panels of a node.
+    Gram {
+        /// The node.
+        node: usize,
+        /// Slot for the tile.
+        slot: usize,
+        /// Whether a later operand takes it from there.
+        again: bool,
+    },
     /// Take slot `.0`.
     Kept(usize),
 }
@@ -142,9 +147,10 @@ impl<F: Real, const MR: usize> Sweep<'_, F, MR> {
     }
 }
 
-/// Run the pass over one macro tile. `acc` holds `p x q x pairs` register tiles, `partial` none or as many for each slot.
+/// Run the pass over one macro tile. `REGISTERS`: two Gram tiles fit the registers at a time (they do not with AVX2, which falls to
+/// half its rate if they are asked for). `acc` holds `p x q x pairs` register tiles, `partial` none or as many for each slot.
 #[inline(always)]
-pub(super) fn run<F: Real, const MR: usize>(
+pub(super) fn run<F: Real, const MR: usize, const REGISTERS: bool>(
     job: &Sweep<'_, F, MR>,
     acc: &mut [Tile<F, MR>],
     partial: &mut [Tile<F, MR>],
@@ -152,7 +158,7 @@ pub(super) fn run<F: Real, const MR: usize>(
 ) {
     for group in job.groups {
         match group {
-            Group::Narrow(steps) => narrow(job, steps, acc),
+            Group::Narrow(steps) => narrow::<F, MR, REGISTERS>(job, steps, acc),
             Group::Wide { nodes, steps } => wide(job, nodes, steps, acc, scratch),
             Group::Slice { node, slot, first } => {
                 slice(job, *node, *first, &mut partial[slot * acc.len()..][..acc.len()]);
@@ -171,7 +177,7 @@ pub(super) fn run<F: Real, const MR: usize>(
 }
 
 #[inline(always)]
-fn narrow<F: Real, const MR: usize>(
+fn narrow<F: Real, const MR: usize, const REGISTERS: bool>(
     job: &Sweep<'_, F, MR>,
     steps: &[Step],
     acc: &mut [Tile<F, MR>],
@@ -184,13 +190,24 @@ fn narrow<F: Real, const MR: usize>(
             }
             let acc = &mut acc[job.at(p, q)];
             for step in steps {
-                let a = operand(job, step.a, p, q, &mut kept);
                 let weight = F::from_f64(step.weight);
-                match step.b {
-                    None => add_weighted(acc, weight, &a),
-                    Some(b) => {
-                        let b = operand(job, b, p, q, &mut kept);
-                        add_product(acc, weight, &a, &b);
+                if REGISTERS {
+                    let a = in_registers(job, step.a, (p, q), &mut kept);
+                    match step.b {
+                        None => add_weighted(acc, weight, &a),
+                        Some(b) => {
+                            let b = in_registers(job, b, (p, q), &mut kept);
+                            add_product(acc, weight, &a, &b);
+                        }
+                    }
+                } else {
+                    let a = in_slot(job, step.a, (p, q), &mut kept);
+                    match step.b {
+                        None => add_weighted(acc, weight, &kept[a]),
+                        Some(b) => {
+                            let b = in_slot(job, b, (p, q), &mut kept);
+                            add_product(acc, weight, &kept[a], &kept[b]);
+                        }
                     }
                 }
             }
@@ -201,21 +218,40 @@ fn narrow<F: Real, const MR: usize>(
     }
 }
 
+/// A Gram tile that stays in registers where there are enough for two.
 #[inline(always)]
-fn operand<F: Real, const MR: usize>(
+fn in_registers<F: Real, const MR: usize>(
     job: &Sweep<'_, F, MR>,
     operand: Operand,
-    p: usize,
-    q: usize,
+    (p, q): (usize, usize),
     kept: &mut [Tile<F, MR>; Group::SLOTS],
 ) -> Tile<F, MR> {
     match operand {
-        Operand::Fresh(node) => chain(job.rows[node].panel(p, 0), job.cols[node].panel(q, 0)),
-        Operand::Keep(node, slot) => {
-            kept[slot] = chain(job.rows[node].panel(p, 0), job.cols[node].panel(q, 0));
-            kept[slot]
+        Operand::Gram { node, slot, again } => {
+            let tile = chain(job.rows[node].panel(p, 0), job.cols[node].panel(q, 0));
+            if again {
+                kept[slot] = tile;
+            }
+            tile
         }
         Operand::Kept(slot) => kept[slot],
+    }
+}
+
+/// A Gram tile in its slot, which is memory.
+#[inline(always)]
+fn in_slot<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    operand: Operand,
+    (p, q): (usize, usize),
+    kept: &mut [Tile<F, MR>; Group::SLOTS],
+) -> usize {
+    match operand {
+        Operand::Gram { node, slot, .. } => {
+            kept[slot] = chain(job.rows[node].panel(p, 0), job.cols[node].panel(q, 0));
+            slot
+        }
+        Operand::Kept(slot) => slot,
     }
 }
 
@@ -247,7 +283,7 @@ fn wide<F: Real, const MR: usize>(
                 let acc = &mut acc[job.at(p, q)];
                 let cell = (p - job.p.start) * WIDE_COLS + q - block.start;
                 let tile = |operand| match operand {
-                    Operand::Kept(slot) | Operand::Keep(_, slot) | Operand::Fresh(slot) => {
+                    Operand::Kept(slot) | Operand::Gram { slot, .. } => {
                         &scratch[slot * tiles + cell]
                     }
                 };

@@ -27,7 +27,7 @@ const SHORT: u128 = 20_000_000;
 /// Options of a kernel, by name: they come as a dictionary made by `entk._problem` (Python).
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
-struct Options {
+pub(super) struct Options {
     r: usize,
     mode: String,
     index: usize,
