@@ -131,10 +131,7 @@ def factors(
     ):
         extraction = _factors.Extraction(root, inputs, output, structure=structure)
         extraction.prepare(outputs, check=audit)
-        size = _batches.batch_size(
-            batch_size, inputs.n, extraction.working, extraction.result(), memory
-        )
-        columns = extraction.run(size, report)
+        columns = extraction.run(extraction.size(batch_size, memory), report)
     return _factors.build(extraction, columns)
 
 

@@ -35,6 +35,7 @@ def batch_size(
     working: Callable[[], int],
     result: int,
     memory: int | str | None,
+    device: torch.device,
 ) -> int:
     """Return the number of examples in a batch.
 
@@ -52,9 +53,17 @@ def batch_size(
         )
     if given is not None:
         return min(given, max(n, 1))
-    budget = min(_WORKING, limit // 2) if memory is None else limit - n * result
+    budget = limit - n * result if memory is not None else min(_working(device), limit // 2)
     size = max(1, min(n, _LARGEST, budget // max(1, one)))
     return -(-n // -(-n // size)) if n else 1
+
+
+def _working(device: torch.device) -> int:
+    """Return the bytes that a batch may take by default; a GPU is there to be filled."""
+    if device.type != "cuda":
+        return _WORKING
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free) // 2
 
 
 def working_bytes(network: Network, plan: Plan, tensors: Sequence[Tensor], rows: int) -> int:

@@ -37,14 +37,15 @@ class Column:
         """The values of all examples."""
         return self._empty if self._array is None else self._array
 
-    def put(self, start: int, values: Tensor) -> None:
-        """Store the values of a batch that begins at example `start`.
-
-        A batch that is all there is becomes the array itself, if it is of the right kind.
-        """
-        if len(values) == len(self._empty) and values.dtype == self._empty.dtype:
+    def adopt(self, values: Tensor) -> bool:
+        """Take a batch that is all there is as the array itself, if it is of the right kind."""
+        fits = len(values) == len(self._empty) and values.dtype == self._empty.dtype
+        if fits and values.device.type == "cpu":
             self._array = values
-            return
+        return fits and values.device.type == "cpu"
+
+    def put(self, start: int, values: Tensor) -> None:
+        """Store the values of a batch that begins at example `start`."""
         array = self.array.contiguous() if self._array is None else self._array
         if self._axis is not None and values.shape[self._axis] != array.shape[self._axis]:
             most = max(values.shape[self._axis], array.shape[self._axis])
@@ -63,6 +64,7 @@ class Columns:
         self._rows = rows
         self._theirs = {t.untyped_storage().data_ptr() for t in theirs}
         self._waiting: Callable[[], None] | None = None
+        self._pinned = False
         self.columns: dict[str, list[Column]] = {}
         for part in plan.parts:
             self.columns[part.name] = _columns(part, n, rows)
@@ -70,6 +72,10 @@ class Columns:
     def put(self, start: int, result: Result) -> None:
         """Take over a batch; from a GPU its copy ends during the next one."""
         arrays = {part.name: self._arrays(part, result) for part in self.plan.parts}
+        self._pinned = any(a.is_cuda for values in arrays.values() for a in values)
+        if not self._pinned:
+            self._store(start, arrays)
+            return
         arrive = _sent(arrays)
         self.settle()
         self._waiting = lambda: self._store(start, arrive())
@@ -87,13 +93,15 @@ class Columns:
     def _store(self, start: int, arrays: dict[str, list[Tensor]]) -> None:
         for name, values in arrays.items():
             for column, value in zip(self.columns[name], values, strict=False):
-                column.put(start, self._own(value) if len(value) == self._n else value)
+                if len(value) < self._n or not column.adopt(self._own(value)):
+                    column.put(start, value)
 
     def _own(self, values: Tensor) -> Tensor:
-        """Return `values` in memory that is not the user's and not much larger than they are."""
+        """Return `values` in plain memory that is not the user's, and not much larger."""
         storage = values.untyped_storage()
         small = storage.nbytes() <= 2 * values.numel() * values.element_size()
-        if small and storage.data_ptr() not in self._theirs and values.is_contiguous():
+        plain = values.is_contiguous() and not self._pinned
+        if small and plain and storage.data_ptr() not in self._theirs:
             self._theirs.add(storage.data_ptr())  # and not another leaf's
             return values
         return values.clone(memory_format=torch.contiguous_format)
@@ -125,9 +133,7 @@ def _columns(part: Part, n: int, rows: int) -> list[Column]:
 
 
 def _sent(arrays: dict[str, list[Tensor]]) -> Callable[[], dict[str, list[Tensor]]]:
-    """Start copying to the host; the function returned waits and gives the copies."""
-    if not any(a.is_cuda for values in arrays.values() for a in values):
-        return lambda: arrays
+    """Start copying from a GPU; the function returned waits and gives the copies."""
     copies = {name: [_pinned(a) for a in values] for name, values in arrays.items()}
     done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()

@@ -92,7 +92,7 @@ class Together:
         network = self._network
         free = {k: network.parameters[k] for k in plan.free}
         fixed = {k: p for k, p in network.parameters.items() if k not in free}
-        zeros = [torch.zeros(s.shape, dtype=s.dtype, device=own.device) for s in plan.sites]
+        zeros = [torch.zeros(s.shape, dtype=s.dtype, device=s.device) for s in plan.sites]
         sites: list[Site] = []
 
         def run(zeros: list[Tensor], free: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -14,7 +14,7 @@ from entk._errors import EntkError, InputError, MemoryLimitError, ModelError
 from entk._factors import Factors
 from entk._leaves import Dense, Leaf, Lookup, Outer, Tied
 from entk.torch._audit import audit
-from entk.torch._batches import result_bytes, working_bytes
+from entk.torch._batches import batch_size, result_bytes, working_bytes
 from entk.torch._columns import Columns, as_given
 from entk.torch._engines import Engine, OneByOne, SitesDifferError, Together
 from entk.torch._network import Inputs, Network, Output
@@ -181,14 +181,16 @@ class Extraction:
         """Return why a part has its form."""
         return part.reason + self._note
 
-    def working(self) -> int:
-        """Return about how many bytes one example takes on its way."""
-        tensors = self._examples([0] if self.inputs.n else [])
-        return working_bytes(self.network, self.plan, tensors, self.rows.count)
+    def size(self, given: int | None, memory: int | str | None) -> int:
+        """Return the number of examples to run at once."""
+        rows, device = self.rows.count, self.network.device
 
-    def result(self) -> int:
-        """Return how many bytes one example takes in the result."""
-        return result_bytes(self.plan, self.rows.count)
+        def working() -> int:
+            tensors = self._examples([0] if self.inputs.n else [])
+            return working_bytes(self.network, self.plan, tensors, rows)
+
+        result = result_bytes(self.plan, rows)
+        return batch_size(given, self.inputs.n, working, result, memory, device)
 
 
 @contextmanager

@@ -113,6 +113,7 @@ class Expected:
     signature: tuple[object, ...]
     shape: torch.Size
     dtype: torch.dtype
+    device: torch.device
 
 
 @dataclass
@@ -179,7 +180,8 @@ def make_plan(
 
 
 def _expected(site: Site) -> Expected:
-    return Expected(site.signature, site.out.shape, site.out.dtype)
+    out = site.out
+    return Expected(site.signature, out.shape, out.dtype, out.device)
 
 
 _UNSEEN = "no product, convolution or look-up seen"

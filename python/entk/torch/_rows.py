@@ -55,7 +55,7 @@ class Rows:
     def each(self, own: Tensor, out: Tensor) -> Iterator[Tensor]:
         """Yield the cotangents ``(O,)`` for one example whose row is `own`."""
         if self.weights is not None:
-            yield own.to(out.dtype)
+            yield own.to(out.device, out.dtype)
             return
         for k in range(self.n_outputs):
             row = torch.zeros(self.n_outputs, dtype=out.dtype, device=out.device)

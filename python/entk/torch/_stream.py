@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from entk._errors import StoreMismatchError
 from entk._factors import Factors
-from entk.torch import _batches
 from entk.torch._factors import Extraction, build, device_of
 from entk.torch._guard import preserved
 from entk.torch._network import Inputs, Output
@@ -88,10 +87,7 @@ class Stream:
             if skip:
                 return None
             found = self.extraction
-            size = _batches.batch_size(
-                self.batch_size, inputs.n, found.working, found.result(), self.memory
-            )
-            columns = found.run(size, lambda *_: None)
+            columns = found.run(found.size(self.batch_size, self.memory), lambda *_: None)
         return build(found, columns)
 
     def _meta(self) -> dict[str, Any]:
