@@ -44,8 +44,6 @@ mod peak;
 mod real;
 mod scan;
 mod sweep;
-#[cfg(test)]
-mod tests;
 mod view;
 mod write;
 
