@@ -64,6 +64,18 @@ def test_as_factors_takes_whatever_assemble_takes(rng):
     assert as_factors([(np.ones((2, 3)), np.ones((2, 1)))]).leaves == ("0",)
 
 
+def test_factors_come_back_from_the_path_they_were_saved_to(rng, tmp_path):
+    reasons = {"outer": "smaller"}
+    factors = every_leaf(rng, 5, 3, "bfloat16", reasons=reasons)
+    factors.save(tmp_path / "F")
+    for again in (entk.Factors(str(tmp_path / "F")), as_factors(tmp_path / "F")):
+        assert (again.leaves, again.outputs, again.n_outputs) == (factors.leaves, "full", 3)
+        assert again.reason("outer") == "smaller"
+        for name in factors:
+            for a, b in zip(arrays_of(again[name]), arrays_of(factors[name]), strict=True):
+                np.testing.assert_array_equal(np.asarray(a), b.reshape(np.shape(a)))
+
+
 @pytest.mark.parametrize("wrong", [3, None, np.ones((2, 3)), b"path", {1, 2}])
 def test_anything_else_is_refused(wrong):
     with pytest.raises(entk.InputError, match="expected a mapping from names to leaves"):
