@@ -126,7 +126,7 @@ def sweep(name: str, seeds: int, widths: list[int]) -> list[dict[str, Any]]:
             params = init(jax.random.key(seed), width)
             factors = entk.jax.factors(network, params, images, outputs="full")
             runs.append(measure(factors, labels))
-        mean = {m: float(np.mean([run[m] for run in runs])) for m in MEASURES}
+        mean = {m: float(f"{np.mean([run[m] for run in runs]):.4g}") for m in MEASURES}
         rows.append({"network": name, "width": width, "seeds": seeds, **mean})
         print(rows[-1], file=sys.stderr)
     return rows
@@ -134,7 +134,8 @@ def sweep(name: str, seeds: int, widths: list[int]) -> list[dict[str, Any]]:
 
 def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
     width = np.log([row["width"] for row in rows])
-    return {m: float(np.polyfit(width, np.log([row[m] for row in rows]), 1)[0]) for m in MEASURES}
+    fits = {m: np.polyfit(width, np.log([row[m] for row in rows]), 1)[0] for m in MEASURES}
+    return {m: round(float(fit), 3) for m, fit in fits.items()}
 
 
 def negative() -> tuple[bool, bool]:
@@ -170,7 +171,7 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
         ax.minorticks_off()
         ax.grid(visible=True, linewidth=0.3)
     panels[0].set_ylabel("pNTK against eNTK")
-    panels[0].legend()
+    panels[1].legend(loc="lower left")
     figure.savefig(path, dpi=110)
 
 

@@ -6,6 +6,7 @@ import pytest
 import entk
 from bounds import SIGMAS, assert_rounding, assert_same_solution
 from entk import lowrank, reference
+from entk.lowrank import _rpcholesky
 from kernels import Operator, Stored, gram, smooth, with_spectrum
 
 
@@ -69,10 +70,28 @@ def test_resuming_goes_on_where_the_first_run_stopped(rng):
 
 def test_pivots_are_drawn_in_proportion_to_the_diagonal():
     diag = np.array([1.0, 2.0, 5.0])
-    draws = np.array([lowrank.rpcholesky(np.diag(diag), 1, seed=s).pivots[0] for s in range(500)])
-    share = np.bincount(draws, minlength=3) / 500
+    draws = np.array([lowrank.rpcholesky(np.diag(diag), 1, seed=s).pivots[0] for s in range(300)])
+    share = np.bincount(draws, minlength=3) / 300
     expected = diag / diag.sum()
-    assert (np.abs(share - expected) <= SIGMAS * np.sqrt(expected / 500)).all()
+    assert (np.abs(share - expected) <= SIGMAS * np.sqrt(expected / 300)).all()
+
+
+def test_proposing_blocks_does_not_change_the_law_of_the_pivots(monkeypatch):
+    """Ordered pairs of pivots against the definition: the diagonal of what is left, each time."""
+    monkeypatch.setattr(_rpcholesky, "proposals", lambda rank: 4)
+    x = np.array([[2.0, 0.0], [1.9, 0.4], [0.0, 1.0]])
+    kernel = x @ x.T + 0.05 * np.eye(3)
+    law = np.zeros((3, 3))
+    for i in range(3):
+        left = np.diag(kernel) - kernel[i] ** 2 / kernel[i, i]
+        left[i] = 0.0
+        law[i] = kernel[i, i] / np.trace(kernel) * left / left.sum()
+    draws = 600
+    counts = np.zeros((3, 3))
+    for seed in range(draws):
+        counts[tuple(lowrank.rpcholesky(kernel, 2, seed=seed).pivots)] += 1
+    off = np.abs(counts / draws - law)
+    assert (off <= SIGMAS * np.sqrt(law * (1 - law) / draws)).all()
 
 
 def test_nystrom_on_all_landmarks_is_the_kernel(rng):

@@ -10,6 +10,8 @@ from entk._options import memory_limit
 from entk._plan import in_bytes
 
 INT32: Final = 2**31 - 1
+# Below this nobody asks the system what is left: that reads a handful of files.
+SMALL: Final = 2**24
 
 # Elements of workspace as LAPACK's own documentation states them; n rows.
 WORKSPACE: Final = {
@@ -43,6 +45,8 @@ def check_lapack(routine: str, n: int, *, columns: int = 1, integers: int = INT3
 
 def fits(size: int, memory: int | str | None) -> bool:
     """Whether `size` bytes fit the limit."""
+    if memory is None and size <= SMALL:
+        return True
     return size <= memory_limit(memory).limit
 
 
@@ -54,9 +58,10 @@ def require(size: int, memory: int | str | None, what: str, advice: str) -> None
     MemoryLimitError
         Naming what is needed, the limit, and what to do.
     """
+    if fits(size, memory):
+        return
     limit = memory_limit(memory)
-    if size > limit.limit:
-        raise MemoryLimitError(
-            f"{what} needs {in_bytes(size)} ({size} bytes), limit {in_bytes(limit.limit)} "
-            f"({limit.source}); {advice}"
-        )
+    raise MemoryLimitError(
+        f"{what} needs {in_bytes(size)} ({size} bytes), limit {in_bytes(limit.limit)} "
+        f"({limit.source}); {advice}"
+    )

@@ -108,6 +108,11 @@ def check_rank(rank: int, n: int) -> int:
     return min(int(rank), n)
 
 
+def proposals(rank: int) -> int:
+    """Return how many pivots to propose at a time: more save passes, fewer are rejected less."""
+    return max(1, min(rank // 10, LARGEST_BLOCK))
+
+
 class _Run:
     """One factorisation: the rows of F^T so far, and the diagonal of what is left."""
 
@@ -122,7 +127,7 @@ class _Run:
         total = float(np.sum(matrix.diag))
         rounding = ROUNDOFF["float64"] * max(matrix.n, 1) * total
         self.stop = max(rounding, 0.0 if tol is None else tol * total)
-        self.size = int(np.clip(rank // 10, 1, LARGEST_BLOCK))
+        self.size = proposals(rank)
         if state is not None:
             self._continue(state)
 
