@@ -12,6 +12,9 @@ from bounds import JACOBIAN
 from jax_networks import BUILDERS
 from jax_oracle import error, jacobian, summed
 
+# All outputs share everything with their sum but the axis of rows; a few networks of each shape.
+FULL = ["mlp", "fused_qkv", "heads", "tied_table", "lookups", "nested_loops", "ragged_experts"]
+
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_kernels_equal_the_explicit_jacobians_in_float64(name):
@@ -20,12 +23,13 @@ def test_kernels_equal_the_explicit_jacobians_in_float64(name):
         rows = jacobian(f, params, x)
         one = entk.jax.factors(f, params, x)
         assert error(one, summed(rows)) < JACOBIAN["float64"]
-        every = entk.jax.factors(f, params, x, outputs="full", batch_size=2)
-        assert error(every, rows) < JACOBIAN["float64"]
+        if name in FULL:
+            every = entk.jax.factors(f, params, x, outputs="full", batch_size=2)
+            assert error(every, rows) < JACOBIAN["float64"]
     assert {name: type(one[name]).__name__ for name in kinds} == kinds
 
 
-@pytest.mark.parametrize("name", ["mlp", "tied_table", "linen_lstm", "linen_cnn", "equinox_block"])
+@pytest.mark.parametrize("name", ["mlp", "tied_table", "linen_lstm", "linen_cnn"])
 def test_kernels_equal_the_explicit_jacobians_in_float32(name):
     f, params, x, _ = BUILDERS[name](jnp.float32)
     factors = entk.jax.factors(f, params, x)

@@ -7,7 +7,8 @@
 | `operator` | products of the kernel with vectors, nothing stored |
 """
 
+from entk._errors import ModelWarning as ModelWarning
 from entk.jax._factors import factors as factors
 from entk.jax._operator import operator as operator
 
-__all__ = ["factors", "operator"]
+__all__ = ["ModelWarning", "factors", "operator"]

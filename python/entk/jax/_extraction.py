@@ -81,10 +81,12 @@ def prepare(
     traced = trace(net.one, net.leaves, example)
     warn_captured(traced)
     meant = directions(outputs, n, int(traced.out.shape[0]))
+    work = Extraction(net, traced, example, meant, structure)
+    work.program()  # refuses what has no reverse derivative before anything is run
     passed: set[str] = cached(f, ("independence", traced.text), set)
     if not passed and check_independence(net, examples_at(x, picks(n), min(n, _LOOKED_AT))):
         passed.add("independence")
-    return Extraction(net, traced, example, meant, structure)
+    return work
 
 
 def picks(n: int) -> list[int]:

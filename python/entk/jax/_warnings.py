@@ -50,4 +50,4 @@ def _warn(text: str) -> None:
     depth, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("entk."):
         depth, frame = depth + 1, frame.f_back
-    warnings.warn(text, ModelWarning, stacklevel=depth)
+    warnings.warn(text, ModelWarning, stacklevel=depth + 1)
