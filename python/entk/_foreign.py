@@ -67,7 +67,8 @@ def open_npy(path: str) -> AnyArray:
         span = _core.npy_span(first)
         if span > length:
             raise StoreFormatError(f"{path}: .npy header is cut off")
-        found = _core.npy_header(first + file.read(span - len(first)))
+        file.seek(0)
+        found = _core.npy_header(file.read(span))
         promised = found["start"] + found["bytes"]
         if length < promised:
             raise StoreCorruptError(

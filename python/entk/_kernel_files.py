@@ -9,6 +9,8 @@ from entk import _core, _foreign, _manifest, _paths, _unfinished
 from entk._arrays import AnyArray
 from entk._errors import StoreFormatError, StoreIncompleteError
 
+_LONGEST_ARRAY = 1 << 16
+
 
 @dataclass
 class Source:
@@ -59,9 +61,23 @@ def _open_store(path: str) -> Source:
         data = _paths.read_small(name, _manifest.LONGEST)
         manifest = _manifest.opened(_manifest.parse(data, name), name, "kernel")
     layout = checked_layout(manifest, path, "zarr" if zarr else "npy")
+    if zarr:
+        _check_codecs(f"{path}/kernel/zarr.json")
     unfinished = path.endswith(_paths.PARTIAL)
     reader = _core.TileReader(path, layout, side)
     return Source(manifest, layout, reader, unfinished=unfinished)
+
+
+def _check_codecs(name: str) -> None:
+    """Refuse codecs that entk does not write, by name; the rest is compared byte by byte."""
+    if not _paths.exists(name):
+        return
+    array = _manifest.parse(_paths.read_small(name, _LONGEST_ARRAY), name)
+    codecs = array.get("codecs") if isinstance(array, dict) else None
+    for codec in codecs if isinstance(codecs, list) else []:
+        given = codec.get("name") if isinstance(codec, dict) else codec
+        if given not in ("bytes", "crc32c"):
+            raise StoreFormatError(f"{name}: codec {given!r} is not in the allow list")
 
 
 def checked_layout(manifest: dict[str, Any], where: str, fmt: str) -> _core.Layout:

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::fault::{Fault, Result};
+use super::fault::{Fault, Result, grouped};
 use super::grid::{Grid, Unit};
 use super::kill;
 use super::npy::wrong_sum;
@@ -362,6 +362,7 @@ impl<V: Vfs> ZarrReader<V> {
         let want = (self.grid.chunk_bytes() + SUM) as u64;
         if length != want {
             let key = chunk_key(&self.grid, plane, place);
+            let (length, want) = (grouped(length), grouped(want));
             return Err(Fault::Corrupt(format!("chunk {key} is {length} bytes; it needs {want}")));
         }
         Ok((file, path))

@@ -1,0 +1,122 @@
+"""Kill assemblies at random times and look at what is left, for tests and `benches/kills.py`."""
+
+import hashlib
+import mmap
+import os
+import signal
+import struct
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import entk
+
+THREADS = 2
+# What may be lost beside tiles in flight: one computed, one being written, a group not committed.
+MOST_LOST = 2 + 2 * THREADS
+
+
+@dataclass
+class Tally:
+    """What a series of kills did."""
+
+    kills: int = 0
+    finished: int = 0
+    wrong: int = 0
+    most_lost: int = 0
+    resume_seconds: list = field(default_factory=list)
+
+
+def digest(path):
+    """Hash all files of a store, by name and content."""
+    found = hashlib.sha256()
+    for file in sorted([path, *path.rglob("*")] if path.is_dir() else [path]):
+        if file.is_file() and file.name != "zarr.json":
+            found.update(str(file.relative_to(path)).encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+def start(factors, path, tile, counter):
+    """Assemble in a forked child, which counts its tiles in shared memory."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child:
+        return child
+
+    def report(done, _total):
+        counter[:8] = struct.pack("<q", done)
+
+    status = 1
+    try:
+        entk.assemble(factors, out=path, tile=tile, resume=True, threads=THREADS, progress=report)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def computed(counter):
+    return struct.unpack("<q", counter[:8])[0]
+
+
+def look(path, factors, want):
+    """Return how many tiles an unfinished store holds; all of them must be right."""
+    try:
+        kernel = entk.open(path, partial=True)
+    except entk.StoreIncompleteError:
+        return 0, True
+    with kernel:
+        sound = all(np.array_equal(t, want[i0:i1, j0:j1]) for (i0, i1, j0, j1), t in kernel.tiles())
+        if kernel.complete:
+            kernel.verify()
+        return kernel.tiles_done, sound
+
+
+def readable(path):
+    """Whether a plain reader takes the final name for a kernel."""
+    try:
+        if path.suffix == ".npy":
+            np.load(path, mmap_mode="r")
+        else:
+            import zarr
+
+            zarr.open_group(path, mode="r")
+    except (OSError, ValueError, LookupError):
+        return False
+    return True
+
+
+def series(folder, suffix, factors, tile, kills, seed):
+    """Kill runs until there were `kills` kills, up to five in a row for one store."""
+    dice = np.random.default_rng(seed)
+    folder = Path(folder)
+    clean = folder / f"clean.{suffix}"
+    begun = time.monotonic()
+    entk.assemble(factors, out=clean, tile=tile, threads=THREADS)
+    length = time.monotonic() - begun
+    want, hashed = np.asarray(entk.open(clean)), digest(clean)
+    counter = mmap.mmap(-1, 8)
+    tally = Tally()
+    while tally.kills < kills:
+        path = folder / f"K{tally.finished}.{suffix}"
+        for _ in range(int(dice.integers(1, 6))):
+            counter[:8] = bytes(8)
+            child = start(factors, path, tile, counter)
+            time.sleep(float(dice.uniform(0, length)))
+            os.kill(child, signal.SIGKILL)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            done, sound = look(path, factors, want)
+            tally.kills += status == -signal.SIGKILL
+            tally.wrong += not sound or (readable(path) and done < (len(want) // tile) ** 2 // 2)
+            if status == -signal.SIGKILL:
+                tally.most_lost = max(tally.most_lost, computed(counter) - done)
+        begun = time.monotonic()
+        entk.assemble(factors, out=path, tile=tile, resume=True, threads=1)
+        tally.resume_seconds.append(time.monotonic() - begun)
+        tally.wrong += digest(path) != hashed
+        tally.finished += 1
+        entk.clean(path)
+    return tally

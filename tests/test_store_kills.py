@@ -1,0 +1,80 @@
+"""P15, P17, P22: killed runs lose the tiles in flight, nothing else, and leave nothing unlisted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import entk
+from cases import mlp
+from entk import _core
+from kills import MOST_LOST, THREADS, series
+
+KILLS = 30
+
+
+@pytest.mark.parametrize("suffix", ["npy", "zarr"])
+def test_p17_random_kills_lose_nothing_but_tiles_in_flight(rng, tmp_path, suffix):
+    factors = mlp(rng, 256, widths=((32, 16), (16, 8)))
+    tile = 16 if suffix == "npy" else 32
+    tally = series(tmp_path, suffix, factors, tile=tile, kills=KILLS, seed=1)
+    assert tally.kills >= KILLS
+    assert tally.wrong == 0
+    assert tally.most_lost <= MOST_LOST
+    suffixes = (f".{suffix}", ".npy.entk")
+    assert all(name.endswith(suffixes) for name in os.listdir(tmp_path)), "litter"
+
+
+def test_row_97_sigterm_leaves_a_store_that_resumes(rng, tmp_path):
+    path = tmp_path / "K.npy"
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np, entk
+from cases import mlp
+entk.assemble(mlp(np.random.default_rng(0), 256), out={str(path)!r}, tile=4, threads={THREADS},
+              progress=lambda done, _: print(done, flush=True) if done % 50 == 0 else None)
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    while int(child.stdout.readline()) < 100:
+        time.sleep(0)
+    child.send_signal(signal.SIGTERM)
+    child.wait()
+    child.stdout.close()
+    # A shell shows this as 143.
+    assert child.returncode == -signal.SIGTERM
+    with entk.open(path, partial=True) as kernel:
+        assert kernel.tiles_done >= 100 - MOST_LOST
+    factors = mlp(np.random.default_rng(0), 256)
+    kernel = entk.assemble(factors, out=path, tile=4, resume=True)
+    assert np.array_equal(np.asarray(kernel), entk.assemble(factors))
+
+
+POINTS = ["after_pwrite", "after_fdatasync", "mid_log_record", "after_log", "after_log_sync"]
+POINTS += ["before_rename", "after_rename", "mid_manifest"]
+
+
+@pytest.mark.skipif(not hasattr(_core, "KILL_POINTS"), reason="a build without the feature `fault`")
+@pytest.mark.parametrize("suffix", ["npy", "zarr"])
+@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("point", POINTS)
+def test_p17_a_kill_at_a_named_point_can_be_resumed(tmp_path, point, count, suffix):
+    path = tmp_path / f"K.{suffix}"
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np, entk
+from cases import mlp
+entk.assemble(mlp(np.random.default_rng(0), 40), out={str(path)!r}, tile=4, threads=1)
+"""
+    environment = os.environ | {"ENTK_KILLPOINT": f"{point}:{count}"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    factors = mlp(np.random.default_rng(0), 40)
+    kernel = entk.assemble(factors, out=path, tile=4, resume=True)
+    assert np.array_equal(np.asarray(kernel), entk.assemble(factors))
+    kernel.verify()
