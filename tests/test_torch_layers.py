@@ -1,5 +1,6 @@
 """Factors of single layers against autograd; many are cases that other tools get wrong."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -8,6 +9,7 @@ from torch import nn  # noqa: E402
 from torch.nn.utils import parametrizations  # noqa: E402
 
 from bounds import assert_extracted  # noqa: E402
+from entk import _forms  # noqa: E402
 from torch_networks import (  # noqa: E402
     Attention,
     Bare,
@@ -192,6 +194,37 @@ def test_single_precision_stays_within_rounding(name):
     relative, factors = error(module.eval(), x)
     assert_extracted(relative, "float32")
     assert factors.dtype == "float32"
+
+
+def drawn_convolution(seed):
+    """Return a convolution, plain or transposed, with drawn sizes, and an input that fits."""
+    draw = np.random.default_rng(seed)
+    axes, groups = int(draw.integers(1, 4)), int(draw.integers(1, 4))
+    size, stride, dilation = (tuple(map(int, draw.integers(1, 4, axes))) for _ in range(3))
+    padding = tuple(int(draw.integers(0, k + 1)) for k in size)
+    channels = (groups * int(draw.integers(1, 4)), groups * int(draw.integers(1, 4)))
+    options = {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding}
+    if draw.integers(2):
+        kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[axes - 1]
+        most = zip(stride, dilation, strict=True)
+        options["output_padding"] = tuple(int(draw.integers(max(pair))) for pair in most)
+        places = [int(draw.integers(3, 5)) + p for p in padding]
+    else:
+        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+        places = [
+            d * (k - 1) + int(draw.integers(1, 4)) for d, k in zip(dilation, size, strict=True)
+        ]
+    return kind(*channels, size, **options), torch.randn(2, channels[0], *places)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_convolutions_of_any_geometry_are_exact(seed, monkeypatch):
+    module, x = in_type(drawn_convolution(seed), torch.float64)
+    module = sequential(module, nn.Tanh())
+    monkeypatch.setattr(_forms, "choose", lambda *_: ("outer", "asked for"))
+    relative, factors = error(module, x)
+    assert_extracted(relative)
+    assert kinds(factors)["0.weight"] == "Outer"
 
 
 STRUCTURED = {

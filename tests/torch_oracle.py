@@ -81,9 +81,12 @@ def kinds(factors):
 
 def in_type(tree, dtype):
     """Return a module or a pytree with its floating tensors in `dtype`."""
-    if isinstance(tree, torch.nn.Module):
-        return tree.to(dtype)
-    return pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, tree)
+
+    def cast(t):
+        module = isinstance(t, torch.nn.Module)
+        return t.to(dtype) if module or t.is_floating_point() else t
+
+    return pytree.tree_map(cast, tree)
 
 
 def engines(factors):

@@ -96,7 +96,7 @@ def factors(
 
     **Cost.** One forward pass and R backward passes, without forming the gradients of the weights.
 
-    **Memory.** The result, one copy of the parameters, and one batch.
+    **Memory.** The result, one batch, and a copy of the parameters; while auditing, two more.
 
     **Precision.** That of the parameters. float32 is float32: autocast and TF32 are off during the
     call, and put back after it.

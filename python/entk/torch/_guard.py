@@ -70,12 +70,9 @@ def _module_state(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for m, attributes, inner in before:
-            m.__dict__.clear()
-            m.__dict__.update(attributes)
+            _restore(m.__dict__, attributes)
             for name, content in inner.items():
-                store = m.__dict__[name]
-                store.clear()
-                store.update(content)
+                _restore(m.__dict__[name], content)
         with torch.no_grad():
             for b, version, values in buffers:
                 if b._version != version:
@@ -84,6 +81,16 @@ def _module_state(module: nn.Module) -> Iterator[None]:
             p.grad = grad
             if p.requires_grad != requires_grad:
                 p.requires_grad_(requires_grad)
+
+
+def _restore(store: dict[str, Any], content: dict[str, Any]) -> None:
+    """Give `store` its content back; a second Ctrl-C in between finds nothing missing."""
+    store.update(content)
+    for name in [name for name in store if name not in content]:
+        del store[name]
+    if list(store) != list(content):  # an entry was taken out and put back
+        store.clear()
+        store.update(content)
 
 
 def _inner(module: nn.Module) -> dict[str, dict[str, Any]]:
