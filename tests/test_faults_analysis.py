@@ -57,6 +57,17 @@ def test_row_50_a_repeated_sample_never_passes_for_a_positive_pivot(rng, n):
             linalg.cholesky(k)
 
 
+@pytest.mark.parametrize("n", [5, 40])
+def test_row_50_a_sample_that_depends_on_two_others_is_named(rng, n):
+    for _ in range(50):
+        x = rng.integers(-4, 5, (n, n + 3)).astype(float)  # the kernel of integers is exact
+        x[n - 1] = x[0] + x[1]
+        with pytest.raises(
+            entk.NotPositiveDefiniteError, match=rf"pivot {n - 1} = .* sample {n - 1} depends"
+        ):
+            linalg.cholesky(x @ x.T)
+
+
 def test_row_51_near_repeats_in_float32_warn_with_the_noise_floor(rng):
     x = rng.standard_normal((40, 100))
     x[20:] = x[:20] + 2e-4 * rng.standard_normal((20, 100))

@@ -43,10 +43,11 @@ def check_diagonal(matrix: Matrix, ridge: Float) -> None:
 def tolerance(n: int) -> float:
     """Size of a pivot that is zero but for rounding, in units of the diagonal entry.
 
-    Pivots of exactly repeated samples came out between -3 and 4.3 u for n from 3 to 1,200; the
-    growth with n is that of a random walk.
+    Pivots of samples that depend exactly on others came out up to 4.3 u for n from 3 to 1,200 and,
+    once in 200 draws, 7.7 u for n = 3; the growth with n is that of a random walk. A matrix at the
+    limit of float64, with a condition number of 0.1 / u as LAPACK tests, has pivots of 10 u.
     """
-    return 6.0 * U64 * max(1.0, math.sqrt(n) / 8.0)
+    return 8.0 * U64 * max(1.0, math.sqrt(n) / 8.0)
 
 
 def check_pivots(
