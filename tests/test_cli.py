@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -212,6 +213,24 @@ def test_clean_removes_what_a_share_left(store, tmp_path, capsys):
     assert list(tmp_path.iterdir())
     assert main(["clean", str(path)]) == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+def test_a_stopped_run_leaves_a_store_that_resumes(store, factors, tmp_path, number, status):
+    path = str(tmp_path / "K.zarr")
+    command = [sys.executable, "-m", "entk", "assemble", store, path, "--tile", "4"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        line = next(line for line in running.stderr if not line.startswith("entk: 0/"))
+        running.send_signal(number)
+        running.stderr.read()
+    assert "tiles" in line
+    assert running.returncode == status
+    assert not Path(path).exists()
+    assert main(["assemble", store, path, "--tile", "4", "--resume", "--quiet"]) == 0
+    with entk.open(path) as got:
+        np.testing.assert_array_equal(np.asarray(got), entk.assemble(factors))
 
 
 def test_a_log_gets_a_line_for_each_tenth_and_never_goes_back():

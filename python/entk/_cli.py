@@ -11,6 +11,7 @@ import argparse
 import json
 import signal
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -292,7 +293,9 @@ def terminated(_number: int, _frame: FrameType | None) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     options = parse(arguments)
-    before = signal.signal(signal.SIGTERM, terminated)
+    # Only the main thread may set handlers; elsewhere signals stay the caller's business.
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminated) if ours else None
     try:
         status: int = options.function(options)
     except (EntkError, OSError) as error:
@@ -301,5 +304,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         status = 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if ours:
+            signal.signal(signal.SIGTERM, before)
     return status
