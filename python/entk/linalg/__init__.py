@@ -11,6 +11,8 @@ from entk.linalg._eigen import condition_number as condition_number
 from entk.linalg._eigen import eigsh as eigsh
 from entk.linalg._eigen import eigvalsh as eigvalsh
 from entk.linalg._pivots import PrecisionWarning as PrecisionWarning
+from entk.linalg._precision import Precision as Precision
+from entk.linalg._precision import precision as precision
 from entk.linalg._results import Eigen as Eigen
 from entk.linalg._results import LogdetEstimate as LogdetEstimate
 from entk.linalg._results import Measured as Measured
