@@ -365,3 +365,28 @@ def test_opening_what_is_not_there_says_so(tmp_path):
         entk.open(tmp_path / "x.txt")
     with pytest.raises(entk.StoreError):
         entk.assemble(str(tmp_path / "F"))
+
+
+def test_row_89_a_mapped_file_that_changes_is_noticed(rng, tmp_path):
+    factors = mlp(rng, 12)
+    factors.save(tmp_path / "F")
+    opened = entk.open(tmp_path / "F")
+
+    def report(done, _):
+        if done == 2:
+            with open(tmp_path / "F" / "000000.bin", "r+b") as file:
+                file.write(b"xxxx")
+            os.utime(tmp_path / "F" / "000000.bin", ns=(1, 1))
+
+    with pytest.raises(entk.InputChangedError, match=r"000000.bin changed"):
+        entk.assemble(opened, out=tmp_path / "K.npy", tile=4, progress=report)
+
+
+def test_row_90_a_mapped_file_that_is_replaced_is_read_to_its_end(rng, tmp_path):
+    factors, other = mlp(rng, 12), mlp(rng, 12)
+    factors.save(tmp_path / "F")
+    other.save(tmp_path / "G")
+    opened = entk.open(tmp_path / "F")
+    os.replace(tmp_path / "G" / "000000.bin", tmp_path / "F" / "000000.bin")
+    kernel = entk.assemble(opened, out=tmp_path / "K.npy", tile=4)
+    np.testing.assert_array_equal(np.asarray(kernel), entk.assemble(factors))

@@ -161,7 +161,7 @@ def _array(path: str, number: int, entry: dict[str, Any]) -> Host:
             raise UnsafePathError(f"{name} is not a plain file")
         if found.st_size != want:
             raise StoreCorruptError(f"{name} is {found.st_size:,} bytes, its shape needs {want:,}")
-        return Host(_foreign.mapped(file, kept.str, shape, 0), dtype)
+        return Host(_foreign.mapped(file, name, kept.str, shape, 0), dtype)
 
 
 def _verify(name: str, array: Host, entry: dict[str, Any]) -> None:

@@ -79,14 +79,19 @@ def open_npy(path: str) -> AnyArray:
                 f"{path} has {length - promised:,} bytes after its data", UserWarning, stacklevel=3
             )
         order = "F" if found["fortran"] else "C"
-        return mapped(file, found["descr"], tuple(found["shape"]), found["start"], order)
+        return mapped(file, path, found["descr"], tuple(found["shape"]), found["start"], order)
 
 
-def mapped(file: Any, dtype: str, shape: tuple[int, ...], start: int, order: Any = "C") -> AnyArray:
+def mapped(
+    file: Any, name: str, dtype: str, shape: tuple[int, ...], start: int, order: Any = "C"
+) -> AnyArray:
     """Map a file that is known to be long enough; an empty array needs no file."""
     if 0 in shape:
         return np.empty(shape, dtype)
-    return np.memmap(file, dtype=dtype, mode="r", offset=start, shape=shape, order=order)
+    array = np.memmap(file, dtype=dtype, mode="r", offset=start, shape=shape, order=order)
+    # NumPy knows no name of a file that was opened by its number.
+    array.filename = os.path.abspath(name)
+    return array
 
 
 def _open(path: str) -> tuple[int, int]:
@@ -122,11 +127,11 @@ def _tensor(
     path: str, file: Any, name: str, dtype: str, shape: list[int], start: int, _bytes: int
 ) -> Host:
     if dtype == "BF16":
-        return Host(mapped(file, "<u2", tuple(shape), start), "bfloat16")
+        return Host(mapped(file, path, "<u2", tuple(shape), start), "bfloat16")
     if dtype not in _TYPES:
         raise StoreFormatError(f"{path}: tensor {name!r} has dtype {dtype}, which is no factor's")
     known = np.dtype(_TYPES[dtype]).newbyteorder("<")
-    return Host(mapped(file, known.str, tuple(shape), start), _TYPES[dtype])
+    return Host(mapped(file, path, known.str, tuple(shape), start), _TYPES[dtype])
 
 
 def shards(path: str) -> list[str]:

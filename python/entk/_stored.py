@@ -22,6 +22,7 @@ from entk._arrays import AnyArray
 from entk._errors import InputError, StoreError
 from entk._problem import Cut
 from entk._unfinished import Store
+from entk._watch import Watch
 
 if TYPE_CHECKING:
     from entk._assemble import Bad, Job
@@ -56,6 +57,7 @@ class Tiles:
         self.layout = layout
         self.bad = bad
         self.held = buffers(job, layout)
+        self._watch = Watch(job.problem)
 
     def unit(self, index: int) -> Unit:
         """Return the tile position of that number."""
@@ -74,7 +76,10 @@ class Tiles:
         ------
         KernelOverflowError
             If finite factors overflow in it.
+        InputChangedError
+            If a file of factors was written to; then the tile is not.
         """
+        self._watch.check()
         job, problem = self.job, self.job.problem
         tile = self.empty(unit)
         limit = job.memory.limit - self.held
@@ -85,6 +90,7 @@ class Tiles:
             finite = _blas.compute(job, tile, limit=limit, cut=cut)
         else:
             finite = job.compute(cut, tile, limit=limit)
+        self._watch.check()
         origin = (unit.i0 // problem.block, unit.j0 // problem.block)
         if self.bad[0].size or self.bad[1].size:
             _out.fill_nan(tile, problem, self.bad, origin)
