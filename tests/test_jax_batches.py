@@ -9,6 +9,7 @@ import entk.jax
 from bounds import JACOBIAN
 from entk import reference
 from entk.jax import _audit, _example, _plan, _program
+from jax_libraries import linen_cnn
 from jax_networks import Numbers
 from jax_oracle import error, jacobian, kernel, summed
 
@@ -220,7 +221,7 @@ def test_gradients_that_depend_on_the_batching_are_refused():
 
     with (
         pytest.warns(entk.jax.ModelWarning, match="failed the audit"),
-        pytest.raises(entk.ModelError, match="differs from jax.grad of one example"),
+        pytest.raises(entk.ModelError, match=r"differs from jax.grad of one example"),
     ):
         entk.jax.factors(lambda p, x: net(p, twice(x)), PARAMS, X)
 

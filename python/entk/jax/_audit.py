@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 import jax
@@ -142,7 +142,7 @@ def _subtract(
 
 def _order(part: Part, size: int) -> Any:
     """Return where in the parameter the elements of a dense gradient belong."""
-    if part.table is None or part.table.leaf_order(size) is not None:
+    if part.table is None or prod(part.table.shape) == size:
         return slice(None)
     return part.table.positions().reshape(-1)
 

@@ -7,7 +7,6 @@ the host copies.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from entk import _options
 from entk._errors import InputError, MemoryLimitError
 
 Host: TypeAlias = NDArray[Any]
@@ -24,7 +24,9 @@ _WORKING = 1 << 30
 """Examples and bytes of a batch chosen here without `memory=`; larger ones are hardly faster."""
 
 
-def choose_batch(given: int | None, n: int, working: int, result: int, memory: int | None) -> int:
+def choose_batch(
+    given: int | None, n: int, working: int, result: int, memory: int | str | None
+) -> int:
     """Return the number of examples in a batch.
 
     `working` and `result` are the bytes of an example on the way and in the result; `memory` bounds
@@ -34,28 +36,19 @@ def choose_batch(given: int | None, n: int, working: int, result: int, memory: i
         isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1
     ):
         raise InputError(f"batch_size must be an integer >= 1 or None (got {given!r})")
-    left = _WORKING if memory is None else memory - n * result
-    least = working * (1 if given is None else min(int(given), n))
-    if memory is not None and left < least:
+    allowed = _options.memory_limit(memory)
+    asked = 1 if given is None else min(int(given), n)
+    needed = n * result + (0 if memory is None else asked * working)
+    if needed > allowed.limit:
         raise MemoryLimitError(
-            f"factors of {n:,} examples need at least {n * result + least:,} bytes ({result:,} an"
-            f" example and {least:,} for a batch); memory is {memory:,}. Allow more, take smaller"
-            " batches, or write factors to disk (entk.jax.write_factors)"
+            f"factors of {n:,} examples need at least {needed:,} bytes ({result:,} an example, and"
+            f" {working:,} for every one in a batch); the limit is {allowed.limit:,}"
+            f" ({allowed.source}). Allow more, take smaller batches, or write factors to disk"
+            " (entk.jax.write_factors)"
         )
-    size = min(n, _LARGEST, max(1, left // max(1, working))) if given is None else min(given, n)
+    left = _WORKING if memory is None else allowed.limit - n * result
+    size = min(n, _LARGEST, max(1, left // max(1, working))) if given is None else asked
     return -(-n // -(-n // int(size)))
-
-
-def memory_limit(memory: int | str | None) -> int | None:
-    """Read a bound in bytes, such as 4_000_000_000 or "4GiB"."""
-    if memory is None or (isinstance(memory, int) and not isinstance(memory, bool) and memory > 0):
-        return memory
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]i?B|B)\s*", str(memory))
-    if found is None:
-        raise InputError(f"memory: {memory!r} not understood (examples: '4GiB', 4_000_000_000)")
-    number, unit = found.groups()
-    base = 1024 if "i" in unit else 1000
-    return int(float(number) * base ** "BkMGT".index(unit[0]))
 
 
 def run_batches(

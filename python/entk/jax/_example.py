@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from entk.jax._compat import Array
@@ -182,10 +183,14 @@ def _expanded(part: Part, acts: Array, cots: Array, size: int) -> Array:
     else:
         product = jnp.einsum("gti,rgto->rgio", acts, cots, precision=jax.lax.Precision.HIGHEST)
         table = product.astype(cots.dtype)
-    order = None if part.table is None else part.table.leaf_order(size)
+    rows, index = table.shape[0], part.table
+    order = None if index is None else index.leaf_order(size)
     if order is not None:
-        table = table.transpose(0, *(1 + k for k in order))
-    return table.reshape(table.shape[0], -1)
+        return table.transpose(0, *(1 + k for k in order)).reshape(rows, -1)
+    flat = table.reshape(rows, -1)
+    if index is not None and prod(index.shape) == size:
+        return flat[:, np.argsort(index.positions().reshape(-1))]
+    return flat
 
 
 def _scattered(ids: Array, cots: Array, n_rows: int) -> Array:

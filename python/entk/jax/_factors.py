@@ -11,7 +11,7 @@ from entk._errors import ModelError
 from entk._factors import Factors
 from entk._leaves import Dense, Leaf, Lookup, Outer, Tied
 from entk.jax._audit import wrong_parameters
-from entk.jax._batches import Host, choose_batch, gather, memory_limit, run_batches
+from entk.jax._batches import Host, choose_batch, gather, run_batches
 from entk.jax._extraction import Extraction, examples_at, prepare
 from entk.jax._network import Function, count_examples
 from entk.jax._plan import Part
@@ -23,31 +23,36 @@ _ZEROS = 4096
 """Parameters without gradient are dense zeros up to this size, an empty look-up beyond."""
 
 
-def factors(
+def take(
     f: Function,
     params: Any,
     x: Any,
     *,
-    outputs: Any = "sum",
-    batch_size: int | None = None,
-    memory: int | str | None = None,
-    structure: bool = True,
-    audit: bool = True,
+    outputs: Any,
+    batch_size: int | None,
+    memory: int | str | None,
+    structure: bool,
+    audit: bool,
     progress: bool | Callable[[int, int], None] = False,
-) -> Factors:
-    """Return exact factors."""
+    filled: int | None = None,
+) -> tuple[Factors, int]:
+    """Return factors, and the size of the batches they were taken in.
+
+    A batch smaller than `filled`, the size of earlier ones, is filled up to it: nothing is
+    compiled again.
+    """
     n = count_examples(x)
     work = prepare(f, params, x, n, outputs, structure=structure)
-    limit = memory_limit(memory)
     while True:
         program = work.program()
-        size = choose_batch(batch_size, n, program.working_bytes, program.result_bytes, limit)
+        size = choose_batch(batch_size, n, program.working_bytes, program.result_bytes, memory)
+        size = filled if filled is not None and size == n < filled else size
         arrays, wrong = _run(work, program, x, n, size, audit=audit, progress=progress)
         if not wrong:
             break
         work.demoted |= _demoted(work, program, wrong)
     warn_unused(program)
-    return _assembled(work, program, arrays, n)
+    return _assembled(work, program, arrays, n), size
 
 
 def _run(

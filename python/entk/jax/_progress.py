@@ -6,18 +6,27 @@ import sys
 from collections.abc import Callable
 from typing import Any, Self
 
+from entk._errors import InputError
+
 
 class Report:
-    """Tell how many of n examples are done."""
+    """Tell how many of n things are done; n may grow."""
 
-    def __init__(self, progress: bool | Callable[[int, int], None], n: int) -> None:  # noqa: FBT001
+    def __init__(
+        self,
+        progress: bool | Callable[[int, int], None],  # noqa: FBT001
+        n: int,
+        unit: str = "examples",
+    ) -> None:
         self._n = n
         self._bar: Any = None
         self._call: Callable[[int, int], None] | None = None
         if callable(progress):
             self._call = progress
+        elif not isinstance(progress, bool):
+            raise InputError(f"progress must be True, False or a function (got {progress!r})")
         elif progress:
-            self._bar = _bar(n)
+            self._bar = _bar(n, unit)
             self._call = None if self._bar is not None else _line
 
     def __enter__(self) -> Self:
@@ -26,10 +35,10 @@ class Report:
             self._call(0, self._n)
         return self
 
-    def __call__(self, done: int) -> None:
-        """Show that `done` examples are finished."""
+    def __call__(self, done: int, n: int | None = None) -> None:
+        """Show that `done` are finished."""
         if self._call is not None:
-            self._call(done, self._n)
+            self._call(done, self._n if n is None else n)
         elif self._bar is not None:
             self._bar.update(done - self._bar.n)
 
@@ -41,14 +50,14 @@ class Report:
             sys.stderr.write("\n")
 
 
-def _bar(n: int) -> Any:
+def _bar(n: int, unit: str) -> Any:
     try:
         from tqdm import tqdm  # type: ignore[import-untyped]
     except ImportError:
         return None
-    return tqdm(total=n, desc="factors", unit="ex")
+    return tqdm(total=n, desc="factors", unit=" " + unit)
 
 
 def _line(done: int, n: int) -> None:
-    sys.stderr.write(f"\rentk: factors of {done:,} of {n:,} examples")
+    sys.stderr.write(f"\rentk: factors of {done:,} of {n:,}")
     sys.stderr.flush()

@@ -95,21 +95,25 @@ def _conv(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use | 
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     data = raw(operands[0]).transpose(numbers.lhs_spec)
     batch = data.shape[0]
-    shape = [view.value.shape[k] for k in numbers.rhs_spec]  # d_out, d_in of a group, window
+    shape = [view.value.shape[k] for k in numbers.rhs_spec]  # d_out, channels of a group, window
     d_out, d_in = shape[0] // groups, prod(shape[1:])
+    # Channels and window in the order the kernel stores them, so that strides describe the table.
+    stored = sorted(range(len(shape) - 1), key=lambda k: numbers.rhs_spec[1 + k])
 
     def record() -> Array:
         patches = _patches(data, shape[2:], params)  # n, channels, window, positions
-        grouped = patches.reshape(batch, groups, d_in, -1)
-        return _scale(grouped.transpose(1, 0, 3, 2).reshape(groups, -1, d_in), view)
+        grouped = patches.reshape(batch, groups, *shape[1:], -1)
+        moved = grouped.transpose(1, 0, grouped.ndim - 1, *(2 + k for k in stored))
+        return _scale(moved.reshape(groups, -1, d_in), view)
 
     def fold(cot: Array) -> Array:
         moved = cot.transpose(numbers.out_spec).reshape(batch, groups, d_out, -1)
         return moved.transpose(1, 0, 3, 2).reshape(groups, -1, d_out)
 
     lead = len(view.loops)
-    stored = _table(view, numbers.rhs_spec, [groups, d_out, d_in])
-    table = stored.transpose((*range(lead + 1), lead + 2, lead + 1))
+    order = (numbers.rhs_spec[0], *(numbers.rhs_spec[1 + k] for k in stored))
+    turned = _table(view, order, [groups, d_out, d_in])
+    table = turned.transpose((*range(lead + 1), lead + 2, lead + 1))
     return Use("outer", table, record, fold, "convolution")
 
 
