@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 import entk
 from bounds import (
@@ -76,7 +77,9 @@ def test_a_factor_that_does_not_fit_memory_says_what_it_needs(rng):
         linalg.cholesky(gram(rng, 50), memory="10KB")
 
 
-@pytest.mark.parametrize("wrap", [np.asarray, Stored, Operator, np.asfortranarray])
+@pytest.mark.parametrize(
+    "wrap", [np.asarray, Stored, Operator, np.asfortranarray, aslinearoperator]
+)
 def test_every_kind_of_kernel_gives_the_same_answers(rng, wrap):
     kernel, b = gram(rng, 40), rng.standard_normal(40)
     assert_rounding(linalg.cholesky(wrap(kernel)), linalg.cholesky(kernel), 40)
@@ -177,6 +180,27 @@ def test_eigsh_picks_the_end_that_was_asked(rng, which):
     want = {"LM": [-3, 2], "LA": [1, 2], "SM": [-0.5, 0.1], "SA": [-3, -0.5]}[which]
     got = linalg.eigsh(with_spectrum(rng, values), 2, which)
     assert_rounding(got.values, want, 5)
+
+
+def test_an_operator_that_only_multiplies_is_multiplied_few_times(rng, monkeypatch):
+    monkeypatch.setattr(_eigen, "DENSE_ROWS", 100)
+    kernel = gram(rng, 300, d=20) + 0.01 * np.eye(300)
+    columns = []
+
+    def product(v):
+        columns.append(v.shape[1] if v.ndim == 2 else 1)
+        return kernel @ v
+
+    op = LinearOperator((300, 300), matvec=product, matmat=product, dtype=np.float64)
+    got = linalg.eigsh(op, 2, "LA")
+    assert_rounding(got.values, np.linalg.eigvalsh(kernel)[-2:], 300)
+    assert sum(columns) < 300
+    columns.clear()
+    linalg.cg(op, np.ones(300), ridge=1.0)
+    assert sum(columns) < 300
+    columns.clear()
+    assert lowrank.rpcholesky(op, 3).rank == 3
+    assert sum(columns) <= 300 + 3 * 2 * 10  # the diagonal, then a column a pivot or proposal
 
 
 def test_lanczos_finds_the_top_of_a_kernel_too_large_for_lapack(rng, monkeypatch):

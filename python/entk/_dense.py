@@ -50,7 +50,7 @@ class Matrix:
     def block(self, rows: slice, cols: slice) -> Float:
         """Return ``K[rows, cols]`` as a new float64 array."""
         if self.kind == "operator":
-            return _operator_block(self.source, self.shape, rows, cols)
+            return np.array(self.source.block(rows, cols), dtype=np.float64)
         return np.array(self.source[rows, cols], dtype=np.float64)
 
     def rows(self, index: ArrayLike) -> Float:
@@ -58,7 +58,7 @@ class Matrix:
         index = np.asarray(index, dtype=np.intp)
         if self._indexed:
             return np.array(self.source[index, :], dtype=np.float64)
-        if self.kind == "operator" and hasattr(self.source, "rows"):
+        if self.kind == "operator":
             return np.array(self.source.rows(index), dtype=np.float64)
         strips = [self.block(slice(i, i + 1), slice(0, self.shape[1])) for i in index.tolist()]
         return np.concatenate(strips) if strips else np.empty((0, self.shape[1]))
@@ -68,7 +68,7 @@ class Matrix:
         rows, cols = np.asarray(rows, dtype=np.intp), np.asarray(cols, dtype=np.intp)
         if self._indexed:
             return np.array(self.source[np.ix_(rows, cols)], dtype=np.float64)
-        if self.kind == "operator" and hasattr(self.source, "block"):
+        if self.kind == "operator":
             return np.array(self.source.block(rows, cols), dtype=np.float64)
         return self.rows(rows)[:, cols]
 
@@ -82,11 +82,8 @@ class Matrix:
         """The diagonal."""
         if self.kind == "array":
             return np.array(np.diagonal(self.source), dtype=np.float64)
-        if self.kind == "operator" and hasattr(self.source, "diagonal"):
-            return np.array(self.source.diagonal(), dtype=np.float64)
         if self.kind == "operator":
-            return np.array([self.block(slice(i, i + 1), slice(i, i + 1))[0, 0]
-                             for i in range(self.n)])  # fmt: skip
+            return np.array(self.source.diagonal(), dtype=np.float64)
         step = max(1, int(np.sqrt(STRIP_BYTES / 8)))
         parts = [np.diagonal(self.block(s, s)) for s in self.strips(step)]
         return np.concatenate(parts) if parts else np.empty(0)
@@ -114,10 +111,14 @@ class Matrix:
         """The noise floor in units of the mean diagonal."""
         return _floor.of_record(self.n, self.dtype, getattr(self.source, "info", None))
 
-    @property
+    @cached_property
     def noise(self) -> float:
         """The noise floor in units of the kernel."""
-        return self.floor * float(np.mean(np.abs(self.diag))) if self.n else 0.0
+        if not self.n:
+            return 0.0
+        if hasattr(self.source, "mean_diagonal"):
+            return self.floor * abs(float(self.source.mean_diagonal()))
+        return self.floor * float(np.mean(np.abs(self.diag)))
 
 
 def read(kernel: Any, what: str = "K", *, square: bool = True) -> Matrix:
@@ -142,8 +143,11 @@ def _wrap(kernel: Any, what: str) -> Matrix:
 
         kernel = entk.KernelOperator(kernel)
     if hasattr(kernel, "matvec") and hasattr(kernel, "matmat"):
+        from entk._multiplied import Multiplied
+
+        source = kernel if hasattr(kernel, "block") else Multiplied(kernel)
         dtype = np.dtype(kernel.dtype if kernel.dtype is not None else np.float64)
-        return Matrix(kernel, "operator", _two(kernel.shape, what), _float(dtype, what))
+        return Matrix(source, "operator", _two(kernel.shape, what), _float(dtype, what))
     sliced = hasattr(kernel, "tiles") or hasattr(kernel, "chunks")
     if sliced and not isinstance(kernel, np.ndarray):
         return Matrix(kernel, "sliced", _two(kernel.shape, what), _float(kernel.dtype, what))
@@ -164,15 +168,6 @@ def _float(given: Any, what: str) -> str:
     if dtype.kind not in "fiub" or dtype.itemsize > 8:
         raise DTypeError(f"{what} is {dtype}; a kernel is float64, float32 or float16")
     return dtype.name if dtype.kind == "f" else "float64"
-
-
-def _operator_block(op: Any, shape: tuple[int, int], rows: slice, cols: slice) -> Float:
-    if hasattr(op, "block"):
-        return np.array(op.block(rows, cols), dtype=np.float64)
-    index = range(*cols.indices(shape[1]))
-    unit = np.zeros((shape[1], len(index)))
-    unit[index, np.arange(len(index))] = 1.0
-    return np.asarray(op @ unit, dtype=np.float64)[rows]
 
 
 def check_finite(matrix: Matrix, what: str = "K") -> None:
