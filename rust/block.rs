@@ -100,10 +100,11 @@ impl<'a> Call<'a> {
                     Some((range, side)) if range == block.rows => side,
                     spare => {
                         let spare = spare.map(|(_, side)| side);
-                        self.side::<F, MR>(pass, block.rows.clone(), false, spare)?
+                        self.side::<F, MR, MR>(pass, block.rows.clone(), false, spare)?
                     }
                 };
-                let cols = self.side::<F, NR>(pass, block.cols.clone(), true, spare_cols.take())?;
+                let cols =
+                    self.side::<F, MR, NR>(pass, block.cols.clone(), true, spare_cols.take())?;
                 for pairs in self.pairs() {
                     let job =
                         Job { call: self, cut, block: &block, pass, pairs: &pairs, write: true };
@@ -117,9 +118,10 @@ impl<'a> Call<'a> {
                     kept.clear();
                     for (index, pass) in passes.iter().enumerate() {
                         let spare = packed.take().map(|(_, side)| side);
-                        let rows = self.side::<F, MR>(pass, block.rows.clone(), false, spare)?;
+                        let rows =
+                            self.side::<F, MR, MR>(pass, block.rows.clone(), false, spare)?;
                         let spare = spare_cols.take();
-                        let cols = self.side::<F, NR>(pass, block.cols.clone(), true, spare)?;
+                        let cols = self.side::<F, MR, NR>(pass, block.cols.clone(), true, spare)?;
                         let write = index + 1 == passes.len();
                         let job =
                             Job { call: self, cut, block: &block, pass, pairs: &pairs, write };
@@ -228,7 +230,7 @@ impl<'a> Call<'a> {
     }
 
     /// Pack one side of a block for a pass, into the memory of an earlier one where that is large enough.
-    fn side<F: Real, const W: usize>(
+    fn side<F: Real, const MR: usize, const W: usize>(
         &self,
         pass: &Pass,
         range: Range<usize>,
@@ -275,7 +277,7 @@ impl<'a> Call<'a> {
         }
         let mut idle = vec![(); self.threads];
         pool::run(&mut idle, tasks, self.cancel, |(), task| {
-            task.run::<W>(self.isa, range.end);
+            task.run::<MR, W>(self.isa, range.end);
         });
         let merged = pass.lookups.iter().map(|&l| self.merged(l, &range, cols)).collect();
         let plain = pass.plain.iter().map(|&x| self.plain(x, &range, cols)).collect();
@@ -313,10 +315,10 @@ struct PackTask<'t, 'a, F> {
 }
 
 impl<F: Real> PackTask<'_, '_, F> {
-    fn run<const W: usize>(self, isa: Isa, end: usize) {
+    fn run<const MR: usize, const W: usize>(self, isa: Isa, end: usize) {
         match self.content {
             Content::Rows(source) => self.rows::<W>(source, end),
-            Content::Table(table) => self.table::<W>(isa, table, end),
+            Content::Table(table) => self.table::<MR, W>(isa, table, end),
         }
     }
 
@@ -324,8 +326,8 @@ impl<F: Real> PackTask<'_, '_, F> {
         pack_panels::<F, W>(source, (self.first, end), self.shape, (0, self.ks), self.part);
     }
 
-    fn table<const W: usize>(self, isa: Isa, table: &Table<'_>, end: usize) {
-        expand_panels::<F, W>(isa, table, (self.first, end), self.ks, self.part);
+    fn table<const MR: usize, const W: usize>(self, isa: Isa, table: &Table<'_>, end: usize) {
+        expand_panels::<F, MR, W>(isa, table, (self.first, end), self.ks, self.part);
     }
 }
 

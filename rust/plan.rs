@@ -458,7 +458,7 @@ impl Blocks {
         let worker = wide(own) * item
             + wide(scratch * sizes.lanes * NR) * item
             + expand * item
-            + wide(macro_side * program.outputs.max(1) * 8)
+            + wide(sizes.lanes * macro_side * pairs) * item
             + (128 << 10);
         let bytes = OVERHEAD + panels + block + wide(sizes.threads) * worker;
         Self { side, macro_side, schedule, bytes }
@@ -477,7 +477,7 @@ fn expand_elements(program: &Program<'_>, schedule: &Schedule) -> usize {
             let positions = table.groups * table.positions;
             let widest = table.d_in.max(table.d_out);
             let slice = pass.slice.as_ref().map_or(table.k(), ExactSizeIterator::len);
-            16 * (positions * (table.d_in + table.d_out + 8 + widest) + slice)
+            16 * (positions * (table.d_in + table.d_out + NR + widest) + slice)
         }
     };
     let of_pass = |pass: &Pass| pass.nodes.iter().map(|&n| of_node(pass, n)).max().unwrap_or(0);

@@ -5,13 +5,13 @@
 
 use core::ops::Range;
 
-use super::body::LANES;
 use super::pack::{PanelShape, pack_panels};
-use super::{KC, NR, Real, Source};
+use super::{KC, MR_F32, NR, Real, Source};
 
 /// Examples of one task: whole panels of either width.
 pub const EXPAND_BLOCK: usize = 48;
-const OUT: usize = 8;
+/// Columns of the table that are summed at a time: with the lanes of a row panel the shape of the register tile.
+const OUT: usize = NR;
 
 /// The two factors of a leaf and their sizes.
 #[derive(Clone, Debug)]
@@ -41,13 +41,13 @@ impl Table<'_> {
 
 /// Fill whole panels of width `W` with features `ks` of the examples `first .. min(first + EXPAND_BLOCK, end)`.
 #[inline(always)]
-pub(super) fn expand<F: Real, const W: usize>(
+pub(super) fn expand<F: Real, const LANES: usize, const W: usize>(
     table: &Table<'_>,
     (first, end): (usize, usize),
     ks: Range<usize>,
     panels: &mut [F],
 ) {
-    let mut work = Work::new(table);
+    let mut work = Work::<F, LANES>::new(table);
     let mut wide = vec![[F::ZERO; LANES]; ks.len()];
     let (panels, _) = panels.as_chunks_mut::<W>();
     let unit = ks.len().max(1);
@@ -69,14 +69,14 @@ pub(super) fn expand<F: Real, const W: usize>(
     }
 }
 
-/// Factors of sixteen examples: `acts[g][i][t]`, `cots[g][o / OUT][t][o % OUT]`.
-struct Work<F> {
+/// Factors of the examples of one row panel: `acts[g][i][t]`, `cots[g][o / OUT][t][o % OUT]`.
+struct Work<F, const LANES: usize> {
     acts: Vec<[F; LANES]>,
     cots: Vec<[F; LANES]>,
     packed: Vec<F>,
 }
 
-impl<F: Real> Work<F> {
+impl<F: Real, const LANES: usize> Work<F, LANES> {
     fn new(table: &Table<'_>) -> Self {
         let positions = table.groups * table.positions;
         let padded = table.d_out.next_multiple_of(OUT);
@@ -150,7 +150,10 @@ impl<F: Real> Work<F> {
 }
 
 #[inline(always)]
-fn table_row<F: Real>(acts: &[[F; LANES]], cots: &[[[F; LANES]; OUT]]) -> [[F; LANES]; OUT] {
+fn table_row<F: Real, const LANES: usize>(
+    acts: &[[F; LANES]],
+    cots: &[[[F; LANES]; OUT]],
+) -> [[F; LANES]; OUT] {
     let mut total = row_chain(&acts[..acts.len().min(KC)], &cots[..cots.len().min(KC)]);
     for t0 in (KC..acts.len()).step_by(KC) {
         let end = (t0 + KC).min(acts.len());
@@ -165,7 +168,10 @@ fn table_row<F: Real>(acts: &[[F; LANES]], cots: &[[[F; LANES]; OUT]]) -> [[F; L
 }
 
 #[inline(always)]
-fn row_chain<F: Real>(acts: &[[F; LANES]], cots: &[[[F; LANES]; OUT]]) -> [[F; LANES]; OUT] {
+fn row_chain<F: Real, const LANES: usize>(
+    acts: &[[F; LANES]],
+    cots: &[[[F; LANES]; OUT]],
+) -> [[F; LANES]; OUT] {
     let mut sum = [[F::ZERO; LANES]; OUT];
     for (act, cot) in acts.iter().zip(cots) {
         for x in 0..OUT {
@@ -177,4 +183,4 @@ fn row_chain<F: Real>(acts: &[[F; LANES]], cots: &[[[F; LANES]; OUT]]) -> [[F; L
     sum
 }
 
-const _: () = assert!(EXPAND_BLOCK.is_multiple_of(NR) && EXPAND_BLOCK.is_multiple_of(LANES));
+const _: () = assert!(EXPAND_BLOCK.is_multiple_of(NR) && EXPAND_BLOCK.is_multiple_of(MR_F32));

@@ -110,7 +110,7 @@ fn avx512<F: Real, const MR: usize>(
 
 /// Expand features `ks` of the examples `first .. end` (at most [`expand::EXPAND_BLOCK`]) into whole panels of width `W`.
 #[inline]
-pub fn expand_panels<F: Real, const W: usize>(
+pub fn expand_panels<F: Real, const MR: usize, const W: usize>(
     isa: Isa,
     table: &Table<'_>,
     examples: (usize, usize),
@@ -118,38 +118,38 @@ pub fn expand_panels<F: Real, const W: usize>(
     panels: &mut [F],
 ) {
     match isa.0 {
-        Kind::Portable => expand::expand::<F, W>(table, examples, ks, panels),
+        Kind::Portable => expand::expand::<F, MR, W>(table, examples, ks, panels),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Isa::available` builds `Avx2` only after detecting avx2 and fma.
-        Kind::Avx2 => unsafe { expand_avx2::<F, W>(table, examples, ks, panels) },
+        Kind::Avx2 => unsafe { expand_avx2::<F, MR, W>(table, examples, ks, panels) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Isa::available` builds `Avx512` only after detecting avx512f, avx2 and fma.
-        Kind::Avx512 => unsafe { expand_avx512::<F, W>(table, examples, ks, panels) },
+        Kind::Avx512 => unsafe { expand_avx512::<F, MR, W>(table, examples, ks, panels) },
         #[cfg(target_arch = "aarch64")]
-        Kind::Neon => expand::expand::<F, W>(table, examples, ks, panels),
+        Kind::Neon => expand::expand::<F, MR, W>(table, examples, ks, panels),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn expand_avx2<F: Real, const W: usize>(
+fn expand_avx2<F: Real, const MR: usize, const W: usize>(
     table: &Table<'_>,
     examples: (usize, usize),
     ks: Range<usize>,
     panels: &mut [F],
 ) {
-    expand::expand::<F, W>(table, examples, ks, panels);
+    expand::expand::<F, MR, W>(table, examples, ks, panels);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn expand_avx512<F: Real, const W: usize>(
+fn expand_avx512<F: Real, const MR: usize, const W: usize>(
     table: &Table<'_>,
     examples: (usize, usize),
     ks: Range<usize>,
     panels: &mut [F],
 ) {
-    expand::expand::<F, W>(table, examples, ks, panels);
+    expand::expand::<F, MR, W>(table, examples, ks, panels);
 }
 
 /// Fused multiply-adds in registers, for `peak.rs`. Returns the flops done.

@@ -12,6 +12,8 @@ pub trait Real: Copy + Send + Sync + PartialEq + 'static {
     fn from_f32(value: f32) -> Self;
     /// Widen or keep.
     fn to_f64(self) -> f64;
+    /// Round or keep.
+    fn to_f32(self) -> f32;
     /// `self * by + plus` with one rounding.
     fn mul_add(self, by: Self, plus: Self) -> Self;
     /// Rounded product.
@@ -27,7 +29,7 @@ pub trait Real: Copy + Send + Sync + PartialEq + 'static {
 }
 
 macro_rules! real {
-    ($t:ty, $from64:expr, $from32:expr, $to64:expr) => {
+    ($t:ty, $from64:expr, $from32:expr, $to64:expr, $to32:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -42,6 +44,10 @@ macro_rules! real {
             #[inline(always)]
             fn to_f64(self) -> f64 {
                 $to64(self)
+            }
+            #[inline(always)]
+            fn to_f32(self) -> f32 {
+                $to32(self)
             }
             #[inline(always)]
             fn mul_add(self, by: Self, plus: Self) -> Self {
@@ -71,5 +77,5 @@ macro_rules! real {
     };
 }
 
-real!(f32, |x| x as f32, |x| x, f64::from);
-real!(f64, |x| x, f64::from, |x| x);
+real!(f32, |x| x as f32, |x| x, f64::from, |x| x);
+real!(f64, |x| x, f64::from, |x| x, |x| x as f32);

@@ -40,10 +40,6 @@ impl Out {
         })
     }
 
-    fn item(self) -> isize {
-        if self.double { 8 } else { 4 }
-    }
-
     fn at(self, plane: usize, row: usize, col: usize) -> *mut u8 {
         let inside = plane < self.shape[0] && row < self.shape[1] && col < self.shape[2];
         assert!(inside, "entry ({plane}, {row}, {col}) is outside a result of {:?}", self.shape);
@@ -59,49 +55,104 @@ impl Out {
         let (to, step) = (self.at(plane, row, col), self.strides[2]);
         let _inside = self.at(plane, row, col + last);
         if self.double {
-            store(to, step, self.item(), values.iter().map(|v| v.to_f64()))
+            store(to.cast::<f64>(), step, values, F::to_f64, self.large())
         } else {
-            store(to, step, self.item(), values.iter().map(|v| v.to_f64() as f32))
+            store(to.cast::<f32>(), step, values, F::to_f32, self.large())
         }
+    }
+
+    /// Whether the result is far larger than a cache, so that its lines should not pass through one.
+    fn large(self) -> bool {
+        self.shape.iter().product::<usize>() > LARGE
     }
 }
 
-trait Finite: Copy {
+/// Entries from which on a result is written past the caches.
+const LARGE: usize = 4 << 20;
+/// Entries of a run that are converted at a time.
+const BLOCK: usize = 64;
+
+trait Entry: Copy + Default {
     fn finite(self) -> bool;
 }
-impl Finite for f32 {
+impl Entry for f32 {
     fn finite(self) -> bool {
         self.is_finite()
     }
 }
-impl Finite for f64 {
+impl Entry for f64 {
     fn finite(self) -> bool {
         self.is_finite()
     }
 }
 
-fn store<T: Finite>(
-    to: *mut u8,
+/// Store a run that `Out::run` checked. Returns whether all are finite.
+fn store<F: Real, T: Entry>(
+    to: *mut T,
     step: isize,
-    item: isize,
-    values: impl Iterator<Item = T>,
+    values: &[F],
+    convert: fn(F) -> T,
+    large: bool,
 ) -> bool {
     let mut finite = true;
-    if step == item {
-        for (i, value) in values.enumerate() {
-            finite &= value.finite();
-            // SAFETY: `Out::run` checked the first and the last entry of the run.
-            unsafe { to.cast::<T>().wrapping_add(i).write_unaligned(value) };
+    let mut block = [T::default(); BLOCK];
+    for (index, values) in values.chunks(BLOCK).enumerate() {
+        for (to, &value) in block.iter_mut().zip(values) {
+            *to = convert(value);
+            finite &= to.finite();
         }
-    } else {
-        for (i, value) in values.enumerate() {
-            finite &= value.finite();
-            let to = to.wrapping_offset(step * i as isize).cast::<T>();
-            // SAFETY: as above.
-            unsafe { to.write_unaligned(value) };
+        let block = &block[..values.len()];
+        let first = to.wrapping_byte_offset(step * (index * BLOCK) as isize);
+        if step == size_of::<T>() as isize {
+            put(first, block, large);
+        } else {
+            for (i, &value) in block.iter().enumerate() {
+                let to = first.wrapping_byte_offset(step * i as isize);
+                // SAFETY: `Out::run` checked the first and the last entry of the run.
+                unsafe { to.write_unaligned(value) };
+            }
         }
     }
     finite
+}
+
+/// Store consecutive entries, whole cache lines past the caches if `large`.
+fn put<T: Entry>(to: *mut T, values: &[T], large: bool) {
+    #[cfg(target_arch = "x86_64")]
+    if large && stream(to, values) {
+        return;
+    }
+    let _ = large;
+    // SAFETY: `Out::run` checked the run; the source is a local block, so the two cannot overlap.
+    unsafe {
+        core::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), to.cast(), size_of_val(values))
+    };
+}
+
+/// Store by 16-byte non-temporal writes; false if the place is not aligned to them.
+#[cfg(target_arch = "x86_64")]
+fn stream<T: Entry>(to: *mut T, values: &[T]) -> bool {
+    use core::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+    let bytes = size_of_val(values);
+    if !to.cast::<__m128i>().is_aligned() || !bytes.is_multiple_of(16) {
+        return false;
+    }
+    for i in 0..bytes / 16 {
+        // SAFETY: within `values`, at any alignment.
+        let value = unsafe { _mm_loadu_si128(values.as_ptr().cast::<__m128i>().wrapping_add(i)) };
+        // SAFETY: `Out::run` checked the run, and the place is aligned.
+        unsafe { _mm_stream_si128(to.cast::<__m128i>().wrapping_add(i), value) };
+    }
+    true
+}
+
+/// Make non-temporal stores visible to whoever reads the result next.
+fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: part of SSE, which every x86-64 has.
+    unsafe {
+        core::arch::x86_64::_mm_sfence();
+    }
 }
 
 /// Where the output pairs of an entry go.
@@ -163,17 +214,24 @@ impl Region {
         &self,
         job: &Sweep<'_, F, MR>,
         acc: &[Tile<F, MR>],
-        line: &mut Vec<F>,
+        lines: &mut Vec<F>,
     ) -> bool {
+        let planes = match self.layout {
+            Layout::Planes(_) => job.pairs.len(),
+            Layout::Blocks { .. } => 1,
+        };
         let mut finite = true;
-        for n in (job.p.start * MR)..(job.p.end * MR).min(self.rows.len()) {
-            finite &= self.direct(job, acc, n, line);
-        }
-        if self.mirror {
-            for m in (job.q.start * NR)..(job.q.end * NR).min(self.cols.len()) {
-                self.mirrored(job, acc, m, line);
+        for plane in 0..planes {
+            for p in job.p.clone() {
+                finite &= self.direct(job, acc, (plane, p), lines);
+            }
+            if self.mirror {
+                for q in job.q.clone() {
+                    self.mirrored(job, acc, (plane, q), lines);
+                }
             }
         }
+        fence();
         finite
     }
 
@@ -195,86 +253,113 @@ impl Region {
         finite
     }
 
-    /// Rows of example `n`: columns up to the diagonal if the block meets it, else all.
+    /// Rows of the examples of panel `p`: columns up to the diagonal if the block meets it, else all.
     fn direct<F: Real, const MR: usize>(
         &self,
         job: &Sweep<'_, F, MR>,
         acc: &[Tile<F, MR>],
-        n: usize,
-        line: &mut Vec<F>,
+        (plane, p): (usize, usize),
+        lines: &mut Vec<F>,
     ) -> bool {
-        let end = (job.q.end * NR).min(self.cols.len());
-        let ms = job.q.start * NR..if job.triangle { end.min(n + 1) } else { end };
-        let row = self.rows.start + n - self.row_origin;
-        let col = self.cols.start + ms.start - self.col_origin;
         let (rs, ss) = self.layout.ranges();
-        let (outputs, width) = (self.layout.outputs(), ss.len());
-        let mut finite = true;
-        if let Layout::Planes(first) = self.layout {
-            for pair in 0..job.pairs.len() {
-                line.clear();
-                line.extend(
-                    ms.clone()
-                        .map(|m| self.scaled(acc[job.at(n / MR, m / NR) + pair][m % NR][n % MR])),
-                );
-                finite &= self.out.run(first + pair, row, col, line);
+        let width = job.q.len() * NR * ss.len();
+        lines.resize(MR * rs.len() * width, F::ZERO);
+        for (index, q) in job.q.clone().enumerate() {
+            for pair in 0..rs.len() * ss.len() {
+                let tile = &acc[job.at(p, q) + plane + pair];
+                let (r, s) = (pair / ss.len(), pair % ss.len());
+                for i in 0..MR {
+                    let line = &mut lines[(i * rs.len() + r) * width..][..width];
+                    for j in 0..NR {
+                        line[(index * NR + j) * ss.len() + s] = self.scaled(tile[j][i]);
+                    }
+                }
             }
-            return finite;
         }
-        for (index, r) in rs.enumerate() {
-            for m in ms.clone() {
-                let at = job.at(n / MR, m / NR) + index * width;
-                line.clear();
-                line.extend(acc[at..at + width].iter().map(|a| self.scaled(a[m % NR][n % MR])));
-                let col = (col + m - ms.start) * outputs + ss.start;
-                finite &= self.out.run(0, row * outputs + r, col, line);
+        let start = job.q.start * NR;
+        let mut finite = true;
+        for i in 0..MR.min(self.rows.len().saturating_sub(p * MR)) {
+            let n = p * MR + i;
+            let end = (job.q.end * NR).min(self.cols.len());
+            let end = if job.triangle { end.min(n + 1) } else { end };
+            for (index, r) in rs.clone().enumerate() {
+                let line = &lines[(i * rs.len() + index) * width..][..width];
+                let line = &line[..end.saturating_sub(start) * ss.len()];
+                let row = (self.rows.start + n - self.row_origin, r);
+                let col = self.cols.start + start - self.col_origin;
+                finite &= self.line(plane, row, (col, &ss), line);
             }
         }
         finite
     }
 
-    /// Columns of example `m`, written as rows: examples strictly below the diagonal.
+    /// Columns of the examples of panel `q`, written as rows: examples strictly below the diagonal.
     fn mirrored<F: Real, const MR: usize>(
         &self,
         job: &Sweep<'_, F, MR>,
         acc: &[Tile<F, MR>],
-        m: usize,
-        line: &mut Vec<F>,
+        (plane, q): (usize, usize),
+        lines: &mut Vec<F>,
     ) {
-        let end = (job.p.end * MR).min(self.rows.len());
-        let first = if job.triangle { m + 1 } else { 0 };
-        let ns = (job.p.start * MR).max(first)..end;
-        if ns.is_empty() {
-            return;
-        }
-        let row = self.cols.start + m - self.row_origin;
-        let col = self.rows.start + ns.start - self.col_origin;
         let (rs, ss) = self.layout.ranges();
-        let (outputs, width) = (self.layout.outputs(), ss.len());
-        if let Layout::Planes(first) = self.layout {
-            for pair in 0..job.pairs.len() {
-                line.clear();
-                line.extend(
-                    ns.clone()
-                        .map(|n| self.scaled(acc[job.at(n / MR, m / NR) + pair][m % NR][n % MR])),
-                );
-                self.out.run(first + pair, row, col, line);
+        let width = job.p.len() * MR * rs.len();
+        lines.resize(NR * ss.len() * width, F::ZERO);
+        for (index, p) in job.p.clone().enumerate() {
+            for pair in 0..rs.len() * ss.len() {
+                let tile = &acc[job.at(p, q) + plane + pair];
+                let (r, s) = (pair / ss.len(), pair % ss.len());
+                for (j, tile) in tile.iter().enumerate() {
+                    let line = &mut lines[(j * ss.len() + s) * width..][..width];
+                    let line = &mut line[index * MR * rs.len()..][..MR * rs.len()];
+                    for i in 0..MR {
+                        line[i * rs.len() + r] = self.scaled(tile[i]);
+                    }
+                }
             }
-            return;
         }
-        for (index, s) in ss.enumerate() {
-            for n in ns.clone() {
-                let at = job.at(n / MR, m / NR) + index;
-                line.clear();
-                line.extend(
-                    (0..rs.len()).map(|r| self.scaled(acc[at + r * width][m % NR][n % MR])),
-                );
-                let col = (col + n - ns.start) * outputs + rs.start;
-                self.out.run(0, row * outputs + s, col, line);
+        let start = job.p.start * MR;
+        let end = (job.p.end * MR).min(self.rows.len());
+        for j in 0..NR.min(self.cols.len().saturating_sub(q * NR)) {
+            let m = q * NR + j;
+            let first = if job.triangle { start.max(m + 1) } else { start };
+            if first >= end {
+                continue;
+            }
+            for (index, s) in ss.clone().enumerate() {
+                let line = &lines[(j * ss.len() + index) * width..][..width];
+                let line = &line[(first - start) * rs.len()..(end - start) * rs.len()];
+                let row = (self.cols.start + m - self.row_origin, s);
+                let col = self.rows.start + first - self.col_origin;
+                self.line(plane, row, (col, &rs), line);
             }
         }
     }
 
+    /// Write entries of one row, whose columns are the outputs `part` of the examples from `col` on.
+    fn line<F: Real>(
+        &self,
+        plane: usize,
+        (row, output): (usize, usize),
+        (col, part): (usize, &Range<usize>),
+        line: &[F],
+    ) -> bool {
+        let outputs = self.layout.outputs();
+        let (plane, row) = match self.layout {
+            Layout::Planes(first) => (first + plane, row),
+            Layout::Blocks { .. } => (0, row * outputs + output),
+        };
+        if part.len() == outputs {
+            return self.out.run(plane, row, col * outputs, line);
+        }
+        let mut finite = true;
+        for (index, piece) in line.chunks(part.len()).enumerate() {
+            let col = (col + index) * outputs + part.start;
+            finite &= self.out.run(plane, row, col, piece);
+        }
+        finite
+    }
+
+    #[inline(always)]
     fn scaled<F: Real>(&self, value: F) -> F {
         if self.scale == 1.0 { value } else { value.times(F::from_f64(self.scale)) }
     }

@@ -20,7 +20,7 @@ use super::kill;
 use super::log::{Listing, Log};
 use super::sink::{Paths, Reader, Sink, expect_length, mirrored, nans, sidecar, stored_rows};
 use super::vfs::{
-    How, Kind, Vfs, parent, read_exact, replace, sync, sync_dir, temporary, write_all,
+    How, Kind, Vfs, parent, read_exact, replace, sweep, sync, sync_dir, temporary, write_all,
 };
 
 /// Manifest of a `.npy`, in the directory beside it.
@@ -176,7 +176,9 @@ impl<V: Vfs> NpySink<V> {
         if !over && inode(&self.paths.target)?.is_some() {
             return Err(Fault::Exists { path: self.paths.target.clone() });
         }
-        replace(&self.vfs, &sidecar(&self.paths.partial).join(MANIFEST), manifest)?;
+        let side = sidecar(&self.paths.partial);
+        sweep(&self.vfs, &side)?;
+        replace(&self.vfs, &side.join(MANIFEST), manifest)?;
         kill::point("before_rename");
         move_over(&self.vfs, &self.paths)?;
         kill::point("after_rename");

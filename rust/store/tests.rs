@@ -262,6 +262,23 @@ fn nothing_but_the_store_is_left_on_the_real_disk() {
 }
 
 #[test]
+fn what_killed_writers_left_in_the_store_is_swept() {
+    for format in [Format::Npy, Format::Zarr] {
+        let folder = Folder::new();
+        let (paths, grid) = (folder.paths(), grid(Triangle::Full));
+        begin(format, &Disk, &paths, grid).unwrap();
+        let dir = match format {
+            Format::Npy => sidecar(&paths.partial),
+            Format::Zarr => paths.partial.clone(),
+        };
+        std::fs::write(dir.join("manifest.json.1.2.3.tmp"), "half").unwrap();
+        job(format, &Disk, &paths, grid).unwrap();
+        let dir = if format == Format::Npy { sidecar(&paths.target) } else { paths.target };
+        assert!(Disk.list(&dir).unwrap().iter().all(|name| !name.ends_with(".tmp")));
+    }
+}
+
+#[test]
 fn a_changed_byte_is_found_in_every_tile() {
     for format in [Format::Npy, Format::Zarr] {
         let folder = Folder::new();

@@ -183,6 +183,19 @@ pub fn replace<V: Vfs>(vfs: &V, path: &Path, bytes: &[u8]) -> Result<()> {
     sync_dir(vfs, parent(path))
 }
 
+/// Removes what killed writers left of files that were to be replaced.
+///
+/// # Errors
+/// The system's.
+pub fn sweep<V: Vfs>(vfs: &V, dir: &Path) -> Result<()> {
+    let names = vfs.list(dir).map_err(|error| Fault::io("readdir", dir, error))?;
+    for name in names.iter().filter(|name| name.ends_with(".tmp")) {
+        // Litter is no reason to fail.
+        let _ = vfs.remove(&dir.join(name));
+    }
+    Ok(())
+}
+
 /// A name beside `path` that nobody else uses, in any thread, process or host.
 pub fn temporary(path: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);

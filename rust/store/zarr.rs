@@ -22,7 +22,7 @@ use super::kill;
 use super::npy::wrong_sum;
 use super::sink::{Paths, Reader, Sink, expect_length, mirrored, nans, stored_rows, with_suffix};
 use super::vfs::{
-    How, Kind, Vfs, parent, read_exact, replace, sync, sync_dir, temporary, write_all,
+    How, Kind, Vfs, parent, read_exact, replace, sweep, sync, sync_dir, temporary, write_all,
 };
 
 /// Metadata file of a group or array.
@@ -209,6 +209,7 @@ impl<V: Vfs> ZarrSink<V> {
             // Left by a killed writer; a live one is not here any more when all chunks are.
             let _ = self.vfs.remove(&stray);
         }
+        sweep(&self.vfs, &self.paths.partial)?;
         replace(&self.vfs, &self.paths.partial.join(METADATA), manifest)?;
         kill::point("before_rename");
         move_over(&self.vfs, &self.paths, taken)?;
