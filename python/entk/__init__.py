@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from entk import regression as regression
     from entk import select as select
     from entk import torch as torch
+    from entk._operator import KernelOperator as KernelOperator
 else:
     # Loaded on first use: each brings what it needs, such as JAX, torch, SciPy or matplotlib.
     _LAZY = frozenset(
@@ -63,9 +64,12 @@ else:
     )
 
     def __getattr__(name: str) -> object:
+        if name == "KernelOperator":
+            # A LinearOperator, so it brings SciPy.
+            return importlib.import_module("entk._operator").KernelOperator
         if name in _LAZY:
             return importlib.import_module(f"entk.{name}")
         raise AttributeError(f"module 'entk' has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_LAZY})
+        return sorted({*globals(), *_LAZY, "KernelOperator"})

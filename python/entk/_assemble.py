@@ -408,8 +408,13 @@ def diagonal(factors: FactorsLike, *, outputs: OutputsLike = None) -> AnyArray:
     array([5., 9.])
     """
     job = Job.make(factors, outputs=outputs)
-    problem = job.problem
     job.scan()
+    return diagonal_of(job)
+
+
+def diagonal_of(job: Job) -> AnyArray:
+    """Return the diagonal of a symmetric kernel whose values have been looked at."""
+    problem = job.problem
     planes = problem.factors.rows if problem.mode in ("full", "diagonal") else 1
     found = np.empty((planes, 1, problem.factors.n), job.dtype)
     if found.size:
