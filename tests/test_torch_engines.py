@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 import entk.torch  # noqa: E402
 from bounds import DIFFERENT, assert_extracted  # noqa: E402
 from entk import reference  # noqa: E402
-from torch_networks import Branching, Custom, FalseProduct, ItemScaled  # noqa: E402
+from torch_networks import Branching, Custom, Deciding, FalseProduct, ItemScaled, OtherHalf  # noqa: E402
 from torch_oracle import difference, engines, error, gradients, kernel, kinds  # noqa: E402
 
 
@@ -37,6 +37,35 @@ def test_what_torch_func_cannot_run_is_run_one_by_one(make, outputs):
     assert_extracted(relative)
     assert engines(factors) == "loop"
     assert kinds(factors)["a.weight"] == "Outer"
+
+
+@pytest.mark.parametrize("outputs", ["sum", "full"])
+def test_examples_that_decide_alike_are_run_together(outputs):
+    relative, factors = error(Deciding().double(), data(17), outputs)
+    assert_extracted(relative)
+    assert engines(factors) == "vmap"
+    assert kinds(factors)["a.weight"] == "Outer"
+
+
+def test_a_branch_to_another_part_of_a_weight_is_another_leaf():
+    x = data(9)
+    x[[0, 4, 8], 0] = 1.0
+    relative, factors = error(OtherHalf().double(), x, "full")
+    assert_extracted(relative)
+    assert engines(factors) == "loop"
+    assert kinds(factors) == {"w[0]": "Outer", "w[1]": "Outer"}
+
+
+def test_a_branch_met_late_changes_the_engine():
+    x = data(9).abs()
+    x[5] *= -1
+    relative, factors = error(Branching().double(), x, batch_size=4)
+    assert_extracted(relative)
+    assert engines(factors) == "loop"
+    assert kinds(factors) == {
+        "a.weight": "Outer", "a.bias": "Dense", "b.weight": "Outer", "b.bias": "Dense",
+        "o.weight": "Outer", "o.bias": "Dense",
+    }  # fmt: skip
 
 
 def test_examples_that_take_another_branch_fill_up_with_zeros():

@@ -155,8 +155,7 @@ def test_networks_of_the_libraries_are_exact(name):
     module = in_type(module, torch.float64).eval()
     relative, factors = error(module, in_type(x, torch.float64), output=output)
     assert_extracted(relative)
-    # A padding mask is looked at by Python code, which torch.func cannot batch.
-    assert engines(factors) == ("loop" if name in ("gpt2_with_padding", "bert") else "vmap")
+    assert engines(factors) == "vmap"
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -308,6 +308,36 @@ class Branching(nn.Module):
         return self.o(self.a(x).tanh() if bool(x.sum() > 0) else self.b(self.b(x)))
 
 
+class Deciding(nn.Module):
+    """A branch on the data that uses the same layers either way."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+        self.o = nn.Linear(6, 2)
+
+    @alone
+    def forward(self, x):
+        h = self.a(x)
+        if x[0, 0] > 0:
+            h = torch.tanh(h)
+        if (x[0, 1] > 0).item():
+            return self.o(h)
+        return self.o(h * x)
+
+
+class OtherHalf(nn.Module):
+    """A branch on the data to parts of one weight of the same shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(12, 6))
+
+    @alone
+    def forward(self, x):
+        return x @ (self.w[:6] if x[0, 0] > 0 else self.w[6:])
+
+
 class ItemScaled(nn.Module):
     """A number that leaves the graph by ``.item()``."""
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from entk.torch._decisions import Decisions, SplitError
 from entk.torch._network import Network
 from entk.torch._plan import Plan, TableUse, table_use
 from entk.torch._rows import Rows
@@ -46,17 +47,26 @@ class SitesDifferError(Exception):
 
     Attributes
     ----------
-    tap : Tap
-        What the example showed.
-    leaf, why
-        The leaf and what to say of it, or None if it was merely not used before.
+    leaf : str
+        The leaf.
+    why : str or None
+        Why it must be dense, if it must.
+    sites : list of Site
+        Uses to take into account from now on.
     """
 
-    def __init__(self, tap: Tap, leaf: str, why: str | None) -> None:
-        super().__init__(f"layer {leaf!r}: {why}")
-        self.tap = tap
+    def __init__(self, leaf: str, why: str | None, sites: list[Site]) -> None:
+        super().__init__(f"layer {leaf!r}: {why or 'used in another way'}")
         self.leaf = leaf
         self.why = why
+        self.sites = sites
+
+
+class UnlikeError(RuntimeError):
+    """A run met other sites than the plan expects."""
+
+    def __init__(self) -> None:
+        super().__init__("the network does not do the same for every example")
 
 
 class Engine(Protocol):
@@ -69,17 +79,31 @@ class Engine(Protocol):
 
 
 class Together:
-    """All examples at once, by ``vmap`` over ``vjp``."""
+    """All examples at once, by ``vmap`` over ``vjp``.
+
+    Attributes
+    ----------
+    decisions : Decisions
+        Answers branches on data; `asked` says whether examples may differ in what they do.
+    """
 
     name = "torch.func"
 
     def __init__(self, network: Network, rows: Rows) -> None:
         self._network = network
         self._rows = rows
+        self.decisions = Decisions()
 
     def __call__(self, plan: Plan, tensors: Sequence[Tensor], own: Tensor) -> Result:
         """Return the factors of a batch."""
+        try:
+            return self._batch(plan, tensors, own)
+        except SplitError as split:
+            sides = (split.yes, split.no)
+            results = [self(plan, [t[side] for t in tensors], own[side]) for side in sides]
+            return _merged(results, torch.cat(sides).argsort())
 
+    def _batch(self, plan: Plan, tensors: Sequence[Tensor], own: Tensor) -> Result:
         def one(row: Tensor, *example: Tensor) -> tuple[dict[str, list[Pair]], dict[str, Tensor]]:
             return self._one(plan, example, row)
 
@@ -99,11 +123,13 @@ class Together:
             tap = Tap({k: fixed[k] for k in plan.tapped}, _expected(zeros))
 
             def work() -> Tensor:
-                with tap:
+                with self.decisions, tap:
                     return network.single(example)
 
             out = network.substituted({**fixed, **free}, work)
             _check_same(plan, tap)
+            if self.decisions.asked:
+                _check_tables(plan, tap, network.parameters)
             sites.extend(tap.sites)
             return out, [site.use.acts for site in sites]
 
@@ -207,7 +233,7 @@ def _expected(zeros: list[Tensor]) -> Perturb:
 
     def perturb(number: int, out: Tensor) -> Tensor:
         if number >= len(zeros) or zeros[number].shape != out.shape:
-            raise RuntimeError("the network does not do the same on every call")
+            raise UnlikeError
         return zeros[number]
 
     return perturb
@@ -216,9 +242,41 @@ def _expected(zeros: list[Tensor]) -> Perturb:
 def _check_same(plan: Plan, tap: Tap) -> None:
     """Raise unless a run under `torch.func` met the sites that the plan expects."""
     for leaf, operation in tap.dense.items():
-        raise SitesDifferError(tap, leaf, f"used by {operation} under torch.func")
+        raise SitesDifferError(leaf, f"used by {operation} under torch.func", [])
     if [s.signature for s in tap.sites] != [s.signature for s in plan.sites]:
-        raise RuntimeError("the network does not do the same on every call")
+        raise UnlikeError
+
+
+def _check_tables(plan: Plan, tap: Tap, parameters: Mapping[str, Tensor]) -> None:
+    """Raise unless every site shows the entries that the plan expects of it."""
+    try:
+        assigned = _assigned(plan, tap, parameters)
+    except SitesDifferError as error:
+        raise UnlikeError from error
+    for part in plan.parts:
+        for i, use in enumerate(part.uses):
+            if assigned[part.name, i] != use.sites:
+                raise UnlikeError
+
+
+def _merged(results: list[Result], order: Tensor) -> Result:
+    """Return the results of parts of a batch as one, in the order of the examples."""
+    first, *_ = results
+    pairs = {
+        name: [
+            (
+                torch.cat([r.pairs[name][i][0] for r in results])[order],
+                torch.cat([r.pairs[name][i][1] for r in results])[order],
+            )
+            for i in range(len(uses))
+        ]
+        for name, uses in first.pairs.items()
+    }
+    free = {}
+    for name in first.free:
+        jacobian = _concatenated([r.free[name] for r in results])
+        free[name] = None if jacobian is None else jacobian[order]
+    return Result(pairs, free)
 
 
 def _grads(out: Tensor, variables: list[Tensor], row: Tensor) -> list[Tensor | None]:
@@ -240,14 +298,12 @@ def _assigned(
     """Return the sites of each use of each part, told by the entries that they show."""
     for leaf, operation in tap.dense.items():
         if leaf in plan.tapped:
-            raise SitesDifferError(tap, leaf, f"another example uses it by {operation}")
+            raise SitesDifferError(leaf, f"another example uses it by {operation}", [])
     assigned: dict[tuple[str, int], list[int]] = {
         (part.name, i): [] for part in plan.parts for i in range(len(part.uses))
     }
     for number, site in enumerate(tap.sites):
         leaf = site.view.leaf
-        if leaf in plan.unseen:
-            raise SitesDifferError(tap, leaf, None)
         seen = table_use(number, site, parameters[leaf])
         homes = (
             assigned[part.name, i]
@@ -258,7 +314,7 @@ def _assigned(
         )
         home = next(homes, None)
         if home is None:
-            raise SitesDifferError(tap, leaf, "another example uses it in another way")
+            raise SitesDifferError(leaf, None, [s for s in tap.sites if s.view.leaf == leaf])
         home.append(number)
     return assigned
 

@@ -16,7 +16,7 @@ from entk._leaves import Dense, Leaf, Lookup, Outer, Tied
 from entk.torch._audit import audit
 from entk.torch._batches import batch_size, result_bytes, working_bytes
 from entk.torch._columns import Columns, as_given
-from entk.torch._engines import Engine, OneByOne, SitesDifferError, Together
+from entk.torch._engines import Engine, OneByOne, SitesDifferError, Together, UnlikeError
 from entk.torch._network import Inputs, Network, Output
 from entk.torch._plan import Part, Seen, TableUse, make_plan
 from entk.torch._refuse import Watch, check_independent
@@ -39,7 +39,6 @@ class Extraction:
         self.inputs = inputs
         self.network = Network(module, inputs, output)
         self._dense = {} if structure else dict.fromkeys(self.network.parameters, "structure=False")
-        self._seen = Seen([], {})
         self._note = ""
         self._offset = 0
 
@@ -95,12 +94,12 @@ class Extraction:
         n_outputs: int = self.network.substituted(self.network.parameters, work)
         if n_outputs == 0:
             raise InputError("the network has no outputs: its output has 0 numbers an example")
-        self._seen.add(tap)
+        self._seen = Seen(tap.sites, tap.dense)
         return n_outputs
 
     def _differs(self, error: SitesDifferError) -> None:
         """Take into account what one more example showed."""
-        self._seen.add(error.tap)
+        self._seen.add(error.sites, self.network.parameters)
         if error.why is not None:
             self._dense[error.leaf] = error.why
         self._replan()
@@ -110,7 +109,8 @@ class Extraction:
         try:
             result = self.engine(self.plan, tensors, own)
         except SitesDifferError as error:
-            if isinstance(self.engine, Together) and check:  # only torch.func lets us see it
+            hidden = isinstance(self.engine, Together) and not self.engine.decisions.asked
+            if hidden and check:  # a use that only torch.func lets us see
                 self._demote([error.leaf])
             self._differs(error)
             return False
@@ -134,7 +134,8 @@ class Extraction:
         if verdict.free:
             self._fall_back(f"torch.func disagrees with autograd on {', '.join(verdict.free)}")
             return False
-        if isinstance(self.engine, Together):  # then all examples run through the same operations
+        if isinstance(self.engine, Together) and not self.engine.decisions.asked:
+            # Then all examples run through the same operations.
             for part in self.plan.parts:
                 if part.form == "free" and part.leaf in verdict.unreached:
                     part.form, part.reason = "unused", "no gradient reaches it"
@@ -160,6 +161,8 @@ class Extraction:
                 return self._run(size, report)
             except SitesDifferError as error:
                 self._differs(error)
+            except UnlikeError as error:
+                self._fall_back(f"torch.func: {error}")
 
     def _run(self, size: int, report: Callable[[int, int], None]) -> Columns:
         n = self.inputs.n

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from entk import _forms
-from entk.torch._taps import Site, Tap
+from entk.torch._taps import Site
 from entk.torch._views import IndexMap
 
 Form = Literal["outer", "lookup", "tied", "expanded", "free", "unused"]
@@ -141,16 +141,23 @@ class Plan:
 
 @dataclass
 class Seen:
-    """The uses of parameters met so far: of each leaf those of one example that uses it."""
+    """The uses of parameters met so far."""
 
     sites: list[Site]
     dense: dict[str, str]
 
-    def add(self, tap: Tap) -> None:
-        """Take over what another example shows of leaves that were not used before."""
-        known = {site.view.leaf for site in self.sites} | set(self.dense)
-        self.sites += [site for site in tap.sites if site.view.leaf not in known]
-        self.dense.update({k: v for k, v in tap.dense.items() if k not in self.dense})
+    def add(self, sites: Sequence[Site], parameters: Mapping[str, Tensor]) -> None:
+        """Take over the uses of another example that show something new of their parameter."""
+        leaves = [s.view.leaf for s in self.sites]
+        tables = [
+            (leaf, table_use(0, s, parameters[leaf]))
+            for leaf, s in zip(leaves, self.sites, strict=True)
+        ]
+        for site in sites:
+            leaf = site.view.leaf
+            use = table_use(0, site, parameters[leaf])
+            if not any(leaf == other and old.takes(use) for other, old in tables):
+                self.sites.append(site)
 
 
 def make_plan(
