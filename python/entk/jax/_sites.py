@@ -93,22 +93,22 @@ def _conv(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use | 
         return None
     view: View = operands[1]
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
-    data = raw(operands[0]).transpose(numbers.lhs_spec)
-    batch = data.shape[0]
-    shape = [view.value.shape[k] for k in numbers.rhs_spec]  # d_out, channels of a group, window
-    d_out, d_in = shape[0] // groups, prod(shape[1:])
-    # Channels and window in the order the kernel stores them, so that strides describe the table.
-    stored = sorted(range(len(shape) - 1), key=lambda k: numbers.rhs_spec[1 + k])
+    data = _channels_last(raw(operands[0]), numbers.lhs_spec)
+    d_all, channels, *window = (view.value.shape[k] for k in numbers.rhs_spec)
+    batch, d_out, d_in = data.shape[0], d_all // groups, channels * prod(window)
+    # Channels (0) and window axes in the order the kernel stores them: strides describe the table.
+    stored = sorted(range(1 + len(window)), key=lambda k: numbers.rhs_spec[1 + k])
 
     def record() -> Array:
-        patches = _patches(data, shape[2:], params)  # n, channels, window, positions
-        grouped = patches.reshape(batch, groups, *shape[1:], -1)
-        moved = grouped.transpose(1, 0, grouped.ndim - 1, *(2 + k for k in stored))
+        patches = _patches(data, window, params)  # n, positions, window, channels
+        grouped = patches.reshape(batch, -1, *window, groups, channels)
+        last = grouped.ndim - 1
+        moved = grouped.transpose(last - 1, 0, 1, *(1 + k if k else last for k in stored))
         return _scale(moved.reshape(groups, -1, d_in), view)
 
     def fold(cot: Array) -> Array:
-        moved = cot.transpose(numbers.out_spec).reshape(batch, groups, d_out, -1)
-        return moved.transpose(1, 0, 3, 2).reshape(groups, -1, d_out)
+        moved = _channels_last(cot, numbers.out_spec).reshape(batch, -1, groups, d_out)
+        return moved.transpose(2, 0, 1, 3).reshape(groups, -1, d_out)
 
     lead = len(view.loops)
     order = (numbers.rhs_spec[0], *(numbers.rhs_spec[1 + k] for k in stored))
@@ -117,31 +117,28 @@ def _conv(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use | 
     return Use("outer", table, record, fold, "convolution")
 
 
-def _patches(data: Array, window: Sequence[int], params: dict[str, Any]) -> Array:
-    """Cut the windows of a convolution out of (n, channels, space...), moving numbers only.
+def _channels_last(array: Array, spec: Sequence[int]) -> Array:
+    """Return (n, space..., channels)."""
+    return array.transpose(spec[0], *spec[2:], spec[1])
 
-    `lax.conv_general_dilated_patches` would multiply by ones instead: slower, and rounded wherever
-    products are.
+
+def _patches(data: Array, window: Sequence[int], params: dict[str, Any]) -> Array:
+    """Cut (n, positions..., window..., channels) out of (n, space..., channels).
+
+    This only moves numbers. `lax.conv_general_dilated_patches` multiplies by ones instead: slower,
+    and rounded wherever products are.
     """
     edges = zip(params["padding"], params["lhs_dilation"], strict=True)
-    padding = [
-        (0, 0, 0),
-        (0, 0, 0),
-        *((low, high, dilation - 1) for (low, high), dilation in edges),
-    ]
-    data = lax.pad(data, jnp.zeros((), data.dtype), padding)
+    padding = [(low, high, dilation - 1) for (low, high), dilation in edges]
+    data = lax.pad(data, jnp.zeros((), data.dtype), [(0, 0, 0), *padding, (0, 0, 0)])
     dims = zip(window, params["window_strides"], params["rhs_dilation"], strict=True)
-    for k, (size, stride, dilation) in enumerate(dims):
-        axis = 2 + 2 * k  # each space axis becomes two: offset in the window, position
+    for axis, (size, stride, dilation) in enumerate(dims, start=1):
         out = (data.shape[axis] - (size - 1) * dilation - 1) // stride + 1
         reach = (out - 1) * stride + 1
-        cuts = [
-            lax.slice_in_dim(data, o * dilation, o * dilation + reach, stride, axis)
-            for o in range(size)
-        ]
-        data = jnp.stack(cuts, axis)
-    n, space = data.ndim, range(2, data.ndim, 2)
-    return data.transpose(0, 1, *space, *range(3, n, 2))
+        starts = [offset * dilation for offset in range(size)]
+        cuts = [lax.slice_in_dim(data, at, at + reach, stride, axis) for at in starts]
+        data = jnp.stack(cuts, data.ndim - 1)
+    return data
 
 
 def _gather(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use | None:
