@@ -7,7 +7,7 @@ and promotes while it reads; nothing of the size of the kernel is copied unless 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -36,6 +36,11 @@ class Matrix:
     kind: Kind
     shape: tuple[int, int]
     dtype: str
+    strip_bytes: int = STRIP_BYTES
+
+    def within(self, memory: int) -> Matrix:
+        """Return the same kernel, read in strips that together take a part of `memory` bytes."""
+        return replace(self, strip_bytes=max(1, min(STRIP_BYTES, memory // 4)))
 
     @property
     def n(self) -> int:
@@ -74,7 +79,7 @@ class Matrix:
 
     def strips(self, width: int | None = None) -> Iterator[slice]:
         """Cut the rows into slices whose float64 copies stay small."""
-        step = width or max(1, STRIP_BYTES // (8 * max(1, self.shape[1])))
+        step = width or max(1, self.strip_bytes // (8 * max(1, self.shape[1])))
         return (slice(i, min(i + step, self.n)) for i in range(0, self.n, step))
 
     @cached_property
@@ -84,7 +89,7 @@ class Matrix:
             return np.array(np.diagonal(self.source), dtype=np.float64)
         if self.kind == "operator":
             return np.array(self.source.diagonal(), dtype=np.float64)
-        step = max(1, int(np.sqrt(STRIP_BYTES / 8)))
+        step = max(1, int(np.sqrt(self.strip_bytes / 8)))
         parts = [np.diagonal(self.block(s, s)) for s in self.strips(step)]
         return np.concatenate(parts) if parts else np.empty(0)
 
@@ -201,7 +206,7 @@ def check_symmetric(matrix: Matrix, what: str = "K") -> None:
     if matrix.kind == "operator" or stored:
         return check_finite(matrix, what)
     n = matrix.n
-    step = max(1, int(np.sqrt(STRIP_BYTES / 16)))
+    step = max(1, int(np.sqrt(matrix.strip_bytes / 48)))  # two blocks, their difference, masks
     unit = _floor.ROUNDOFF.get(matrix.dtype, _floor.ROUNDOFF["float64"])
     size = np.sqrt(np.abs(matrix.diag)) * np.sqrt(8.0 * np.sqrt(n) * unit)
     for rows in matrix.strips(step):

@@ -13,6 +13,7 @@ from entk import _dense
 from entk._dense import Float, Matrix
 from entk._errors import DTypeError, InputError, InternalError
 from entk._floor import ROUNDOFF
+from entk._options import memory_limit
 from entk.linalg import _limits, _pivots, _tiled
 
 Out = NDArray[np.float64] | str | os.PathLike[str] | None
@@ -67,7 +68,8 @@ def cholesky(
     Notes
     -----
     **Cost.** ``n^3 / 3`` flops; by tiles of side b also ``n^3 / (3 b)`` entries read.
-    **Memory.** ``8 n^2`` bytes in RAM; by tiles ``8 (n b + 4 b^2)``.
+    **Memory.** ``8 n^2`` bytes in RAM; by tiles ``8 (n b + 6 b^2)``, pages of a mapped
+    file not counted.
     **Precision.** Backward error ``gamma_{n+1} sqrt(K_ii K_jj)`` [1]_, theorem 10.3.
 
     References
@@ -83,6 +85,8 @@ def cholesky(
            [1., 2.]])
     """
     matrix = _dense.read(K)
+    if memory is not None:
+        matrix = matrix.within(memory_limit(memory).limit)
     shift = _dense.ridge_of(ridge, matrix.n)
     _limits.check_lapack("cholesky", matrix.n)
     _dense.check_symmetric(matrix)

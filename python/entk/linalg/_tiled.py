@@ -28,6 +28,7 @@ from entk.linalg import _pivots
 
 SMALLEST = 16  # rows of a tile below which the work is all overhead
 LARGEST = 4096
+VECTORS = 12  # diagonal, ridge, bounds: of length n
 
 
 def side(n: int, memory: int | str | None) -> int:
@@ -39,10 +40,11 @@ def side(n: int, memory: int | str | None) -> int:
         Naming the smallest limit that would do.
     """
     limit = memory_limit(memory).limit
-    b = int((np.sqrt(float(n) ** 2 + 2.0 * limit) - n) / 8)
+    room = limit - VECTORS * 8 * n
     least = min(SMALLEST, n)
+    b = int((np.sqrt(float(n) ** 2 + 3.0 * max(room, 0)) - n) / 12)
     if b < least:
-        need = 8 * (n * SMALLEST + 4 * SMALLEST**2) + 8 * SMALLEST
+        need = 8 * (n * (least + 1) + 6 * (least + 1) ** 2 + VECTORS * n)
         raise MemoryLimitError(
             f"a factorisation of {n} rows by tiles needs at least {in_bytes(need)} "
             f"({need} bytes); got {in_bytes(limit)}"
@@ -64,6 +66,7 @@ def factor(matrix: Matrix, ridge: Float, target: Float, memory: int | str | None
         _pivots.check_pivots(matrix, ridge, np.diagonal(corner), first=cols.start)
         for rows in tiles[column + 1 :]:
             _below(matrix, target, done, corner, rows, cols)
+        del done  # before the next rows are read: both at once would be twice the memory
 
 
 def _corner(matrix: Matrix, shift: Float, target: Float, done: Float, cols: slice) -> Float:
