@@ -103,7 +103,7 @@ def test_no_example_gives_empty_factors():
 def test_a_small_limit_makes_small_batches():
     net, x = network()
     calls = []
-    entk.torch.factors(net, x, memory="8KiB", progress=lambda done, _: calls.append(done))
+    entk.torch.factors(net, x, memory="12KiB", progress=lambda done, _: calls.append(done))
     assert calls[-1] == 5
     assert len(calls) > 2
 

@@ -104,6 +104,17 @@ def llama():
     return LlamaForCausalLM(config), {"input_ids": ids(3, 3)}, last_logits
 
 
+def mixtral():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=3,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    return MixtralForCausalLM(config), {"input_ids": ids(3, 2)}, last_logits
+
+
 def t5():
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -142,7 +153,8 @@ def lora():
 ZOO = {
     make.__name__: make
     for make in (
-        resnet, vit, convnext, swin, gpt2, gpt2_with_padding, bert, llama, t5, transformer, lora,
+        resnet, vit, convnext, swin, gpt2, gpt2_with_padding, bert, llama, mixtral, t5,
+        transformer, lora,
     )
 }  # fmt: skip
 
@@ -152,9 +164,10 @@ def test_networks_of_the_libraries_are_exact(name):
     if name == "lora":
         pytest.importorskip("peft")
     module, x, output = ZOO[name]()
-    module = in_type(module, torch.float64).eval()
-    relative, factors = error(module, in_type(x, torch.float64), output=output)
-    assert_extracted(relative)
+    name = "float32" if name == "mixtral" else "float64"  # its products know no other type
+    module = in_type(module, getattr(torch, name)).eval()
+    relative, factors = error(module, in_type(x, getattr(torch, name)), output=output)
+    assert_extracted(relative, name)
     assert engines(factors) == "vmap"
 
 
@@ -175,6 +188,14 @@ def test_no_matrix_is_dense_unless_that_is_smaller(name):
     for leaf in seen:
         if kinds(factors)[leaf] == "Dense":
             assert "dense is smaller" in factors.reason(leaf), leaf
+
+
+def test_experts_are_blocks():
+    module, x, output = mixtral()
+    factors = entk.torch.factors(module.eval(), x, output=output)
+    experts = {n: leaf for n, leaf in factors.items() if "experts" in n}
+    assert [leaf.kind for leaf in experts.values()] == ["Outer", "Outer"]
+    assert all(leaf.acts.shape[1] == 3 for leaf in experts.values())
 
 
 def test_a_tied_language_model_is_structured_everywhere():

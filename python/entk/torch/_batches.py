@@ -34,26 +34,29 @@ def batch_size(
     n: int,
     working: Callable[[], int],
     result: int,
+    fixed: int,
     memory: int | str | None,
     device: torch.device,
 ) -> int:
     """Return the number of examples in a batch.
 
     `working` tells the bytes that an example takes on the way, `result` are those in the result,
-    `memory` is the user's bound on both together.
+    `fixed` those of copies of the parameters, `memory` is the user's bound on all together.
     """
     one = working() if given is None or memory is not None else 0
     allowed = _options.memory_limit(memory)
-    limit = allowed.limit
-    if n * result + min(n, 1) * one > limit:
+    least = n * result + min(n, 1) * one + fixed
+    if least > allowed.limit:
         raise MemoryLimitError(
-            f"factors of {n:,} examples need at least {n * result + one:,} bytes ({result:,} an "
-            f"example, {one:,} on the way); the limit is {limit:,} ({allowed.source}). Write them "
-            "to disk (entk.torch.write_factors), ask for fewer outputs, or allow more memory"
+            f"factors of {n:,} examples need at least {least:,} bytes ({result:,} an example, "
+            f"{one:,} on the way, {fixed:,} for copies of the parameters); the limit is "
+            f"{allowed.limit:,} ({allowed.source}). Write them to disk (entk.torch.write_factors), "
+            "ask for fewer outputs, or allow more memory"
         )
     if given is not None:
         return min(given, max(n, 1))
-    budget = limit - n * result if memory is not None else min(_working(device), limit // 2)
+    left = allowed.limit - n * result - fixed
+    budget = left if memory is not None else min(_working(device), left // 2)
     size = max(1, min(n, _LARGEST, budget // max(1, one)))
     return -(-n // -(-n // size)) if n else 1
 

@@ -193,7 +193,8 @@ class Extraction:
             return working_bytes(self.network, self.plan, tensors, rows)
 
         result = result_bytes(self.plan, rows)
-        return batch_size(given, self.inputs.n, working, result, memory, device)
+        copies = 3 * sum(p.nbytes for p in self.network.parameters.values())
+        return batch_size(given, self.inputs.n, working, result, copies, memory, device)
 
 
 @contextmanager

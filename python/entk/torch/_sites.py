@@ -177,6 +177,28 @@ def bilinear(tagged: IsTagged, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     )
 
 
+def grouped_product(
+    tagged: IsTagged, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Use | None:
+    """``y_s = x_s W_e`` for the rows s up to ``offs[e]``: one product for each expert.
+
+    The experts are blocks, and every row stands in the block of its own.
+    """
+    call = bind("mat_a mat_b", args, kwargs)
+    x, weight, offs = call["mat_a"], call["mat_b"], call.get("offs")
+    if not one_tagged(tagged, x, weight) or (x.ndim, weight.ndim) != (2, 3) or offs is None:
+        return None
+    experts = weight.shape[0]
+    below = torch.arange(x.shape[0], device=x.device) < offs[:, None]
+    mine = below & ~torch.cat([torch.zeros_like(below[:1]), below[:-1]])
+    return Use(
+        weight,
+        x.detach() * mine[..., None].to(x.dtype),
+        lambda d: d.expand(experts, *d.shape),
+        lambda w: w,
+    )
+
+
 def einsum(tagged: IsTagged, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Use | None:
     """``torch.einsum(equation, a, b)`` in letters, with or without an ellipsis."""
     equation, *operands = args
@@ -262,7 +284,10 @@ def _plain(x_axes: str, w_axes: str, output: str) -> bool:
     return single and all(c in x_axes or c in output for c in w_axes)
 
 
+_GROUPED = [(F, "grouped_mm"), (torch, "_grouped_mm")]
+
 MATRIX_RULES: dict[Any, Rule] = {
+    **{getattr(home, n): grouped_product for home, n in _GROUPED if hasattr(home, n)},
     F.linear: linear,
     F.bilinear: bilinear,
     torch.einsum: einsum,
