@@ -146,9 +146,10 @@ def make_program(
     over, many = _differentiated(batch_function, args)
     made = jax.tree.map(lambda array: abstract(array.shape[1:], array.dtype), many)
     run = jax.jit(batch_function(over))
-    forward = sum(_nbytes(atom.aval) for atom in _intermediates(traced.jaxpr))
+    # What the forward pass keeps, a cotangent of it for every row, and the results twice.
+    on_the_way = (1 + rows) * _intermediate_bytes(traced.jaxpr)
     size = sum(_nbytes(array) for part in made for array in part)
-    return Program(tuple(parts), taps, run, made, 2 * (forward + size), set())
+    return Program(tuple(parts), taps, run, made, on_the_way + 2 * size, set())
 
 
 def _find_sites(traced: Trace, consts: Any, leaves: Any, x: Any) -> Taps:
@@ -214,9 +215,15 @@ def _array_literals(jaxpr: Any) -> Iterator[Any]:
                 yield atom.val
 
 
-def _intermediates(jaxpr: Any) -> Iterator[Any]:
-    for eqn in _equations(jaxpr):
-        yield from eqn.outvars
+def _intermediate_bytes(jaxpr: Any) -> int:
+    """Return the bytes of all results on the way, those of loops at every step."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        bodies = [body for value in eqn.params.values() for body in nested(value)]
+        inside = sum(_intermediate_bytes(opened(body)[0]) for body in bodies)
+        total += inside * eqn.params.get("length", 1) if bodies else 0
+        total += sum(_nbytes(atom.aval) for atom in eqn.outvars)
+    return total
 
 
 def _shape(array: Any) -> Any:
