@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.model_selection import cross_val_score
 
 import entk
 from bounds import assert_rounding, assert_same_solution
@@ -139,3 +140,10 @@ def test_a_repeated_example_is_named_in_every_form(near, tmp_path):
     for form in forms:
         with pytest.raises(entk.NotPositiveDefiniteError, match="samples 10 and 4 are identical"):
             linalg.cholesky(form)
+
+
+def test_cross_validation_reads_folds_from_a_stored_kernel(near, stored, rng):
+    y = rng.standard_normal(N * OUT)
+    kernel = entk.assemble(near)
+    scores = [cross_val_score(KernelRidge(ridge=0.1), k, y, cv=3) for k in (stored, kernel)]
+    assert_same_solution(scores[0], scores[1], kernel, 0.1)
