@@ -325,3 +325,11 @@ DIFFERENT = 1e-3
 def assert_extracted(error, dtype="float64"):
     """Assert that the factors of a network explain its gradients."""
     assert error <= EXTRACTION[dtype], f"relative error {error:.1e} in {dtype}"
+
+
+# Certificates -------------------------------------------------------------------------------------
+
+# The mean square of the errors of some entries is that of all of them up to this factor.
+SAMPLING = 3.0
+# An entry that is wrong by 1e-3 stands out from rounding by more than this.
+PLANTED_RATIO = 1000.0

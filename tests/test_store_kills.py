@@ -30,7 +30,8 @@ def test_p17_random_kills_lose_nothing_but_tiles_in_flight(rng, tmp_path, suffix
     assert all(name.endswith(suffixes) for name in os.listdir(tmp_path)), "litter"
 
 
-def test_row_97_sigterm_leaves_a_store_that_resumes(rng, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_row_96_and_97_signals_leave_a_store_that_resumes(tmp_path, number):
     path = tmp_path / "K.npy"
     code = f"""
 import sys
@@ -40,14 +41,16 @@ from cases import mlp
 entk.assemble(mlp(np.random.default_rng(0), 256), out={str(path)!r}, tile=4, threads={THREADS},
               progress=lambda done, _: print(done, flush=True) if done % 50 == 0 else None)
 """
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while int(child.stdout.readline()) < 100:
         time.sleep(0)
-    child.send_signal(signal.SIGTERM)
-    child.wait()
-    child.stdout.close()
-    # A shell shows this as 143.
-    assert child.returncode == -signal.SIGTERM
+    child.send_signal(number)
+    _, said = child.communicate()
+    # A shell shows these as 143 and 130.
+    assert child.returncode == -number
+    assert ("KeyboardInterrupt" in said) == (number == signal.SIGINT)
     with entk.open(path, partial=True) as kernel:
         assert kernel.tiles_done >= 100 - MOST_LOST
     factors = mlp(np.random.default_rng(0), 256)

@@ -114,7 +114,7 @@ def repair(
         missing = store.missing()
         tiles = _stored.Tiles(job, store.layout, bad)
         _stored.fill(store, tiles, missing, None)
-        store.finish()
+        _stored.complete(store, tiles)
     places = tuple((unit.i, unit.j) for unit in map(tiles.unit, missing))
     return RepairReport(places, len(store.layout))
 

@@ -191,8 +191,21 @@ def assemble_to_path(
                 _workers.fill(store, tiles, chosen, executor, report)
             if part is not None and store.missing():
                 return Kernel(path, partial=True)
-            store.finish()
+            complete(store, tiles)
     return Kernel(path)
+
+
+def complete(store: Store, tiles: Tiles) -> None:
+    """Measure a kernel whose tiles are all there, and give it its name."""
+    from entk._accuracy import certificate
+
+    try:
+        store.manifest["certificate"] = certificate(store, tiles)
+    except StoreError:
+        if _paths.exists(store.path + _paths.PARTIAL):
+            raise
+        # Another share finished it meanwhile.
+    store.finish()
 
 
 def _check_options(
