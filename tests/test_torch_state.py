@@ -179,6 +179,16 @@ def test_callers_without_gradients_get_them():
         assert np.array_equal(found["weight"].cots, plain["weight"].cots)
 
 
+@pytest.mark.parametrize("outputs", ["sum", "full", 1, [1.0, 2.0, 3.0]])
+def test_the_default_device_does_not_matter(outputs):
+    module = nn.Sequential(nn.Conv1d(4, 6, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3))
+    x = torch.randn(4, 4, 3)
+    plain = entk.torch.factors(module, x, outputs=outputs, batch_size=3)
+    with torch.device("meta"):
+        found = entk.torch.factors(module, x, outputs=outputs, batch_size=3)
+    assert np.array_equal(found["0.weight"].cots, plain["0.weight"].cots)
+
+
 def test_the_result_does_not_share_memory_with_the_callers_tensors():
     module, x = nn.Linear(5, 3), torch.randn(4, 5)
     factors = entk.torch.factors(module, x)

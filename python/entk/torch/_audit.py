@@ -107,8 +107,9 @@ def audit(
 
 def _signs(count: int) -> Tensor:
     """Return signs that combine the rows into one, the same on every call."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 2, (count,), generator=generator).to(torch.float64) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn = torch.randint(0, 2, (count,), generator=generator, device="cpu")
+    return drawn.to(torch.float64) * 2 - 1
 
 
 def _direction(rows: Rows, own: Tensor, mix: Tensor, network: Network) -> Tensor:

@@ -27,7 +27,7 @@ class Column:
     def __init__(
         self, shape: tuple[int, ...], dtype: torch.dtype, axis: int | None = None, nothing: int = 0
     ) -> None:
-        self._empty = torch.full((), nothing, dtype=dtype).expand(shape)
+        self._empty = torch.full((), nothing, dtype=dtype, device="cpu").expand(shape)
         self._axis = axis
         self._nothing = nothing
         self._array: Tensor | None = None
@@ -146,7 +146,7 @@ def _sent(arrays: dict[str, list[Tensor]]) -> Callable[[], dict[str, list[Tensor
 
 
 def _pinned(array: Tensor) -> Tensor:
-    copy = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
+    copy = torch.empty(array.shape, dtype=array.dtype, device="cpu", pin_memory=True)
     return copy.copy_(array, non_blocking=True)
 
 

@@ -81,7 +81,9 @@ class Extraction:
         if self.inputs.n:
             return self.inputs.take(index, self.network.device)
         empty = self.inputs.tensors
-        return [torch.zeros(1, *t.shape[1:], dtype=t.dtype) for t in empty]
+        return [
+            torch.zeros(1, *t.shape[1:], dtype=t.dtype, device=self.network.device) for t in empty
+        ]
 
     def _probe(self, example: list[Tensor]) -> int:
         """Watch one example, and return the number of its outputs."""

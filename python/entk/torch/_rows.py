@@ -75,7 +75,7 @@ def resolve(outputs: Any, n: int | None, n_outputs: int) -> Rows:
     if isinstance(outputs, int | np.integer):
         if not 0 <= outputs < n_outputs:
             raise InputError(f"outputs={outputs}: the network has outputs 0 to {n_outputs - 1}")
-        row = torch.zeros(1, n_outputs, dtype=torch.float64)
+        row = torch.zeros(1, n_outputs, dtype=torch.float64, device="cpu")
         row[0, int(outputs)] = 1
         return Rows(int(outputs), n_outputs, row)
     weights = _weights(outputs, n, n_outputs)
@@ -87,8 +87,9 @@ def _by_word(word: str, n_outputs: int) -> Rows:
     if word == "full":
         return Rows("full", n_outputs, None)
     if word == "sum":
-        scale = 1 / math.sqrt(n_outputs)
-        return Rows("sum", n_outputs, torch.full((1, n_outputs), scale, dtype=torch.float64))
+        shape, scale = (1, n_outputs), 1 / math.sqrt(n_outputs)
+        row = torch.full(shape, scale, dtype=torch.float64, device="cpu")
+        return Rows("sum", n_outputs, row)
     if word in ("trace", "diagonal"):
         raise InputError(
             f"outputs={word!r} is not one direction in output space; make outputs='full' factors "
@@ -102,7 +103,7 @@ def _by_word(word: str, n_outputs: int) -> Rows:
 def _weights(outputs: Any, n: int | None, n_outputs: int) -> Tensor:
     given = outputs.detach().cpu() if isinstance(outputs, Tensor) else outputs
     try:
-        weights = torch.as_tensor(given, dtype=torch.float64)
+        weights = torch.as_tensor(given, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"outputs is a {type(outputs).__name__}: expected 'sum', 'full', an integer or "

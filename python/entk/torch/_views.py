@@ -74,7 +74,7 @@ class View:
         shown = _replay(root, steps)
         if shown is root or shown._base is root:
             return IndexMap(tuple(shown.shape), int(shown.storage_offset()), shown.stride())
-        places = torch.arange(math.prod(shape)).reshape(shape)
+        places = torch.arange(math.prod(shape), device="cpu").reshape(shape)
         return IndexMap(tuple(shown.shape), places=_replay(places, steps).contiguous())
 
 
@@ -127,9 +127,9 @@ class IndexMap:
         """Return the places as an int64 tensor of `shape`."""
         if self.places is not None:
             return self.places
-        places = torch.full((), self.offset, dtype=torch.int64)
+        places = torch.full((), self.offset, dtype=torch.int64, device="cpu")
         for n, step in zip(self.shape, self.strides, strict=True):
-            places = places[..., None] + torch.arange(n) * step
+            places = places[..., None] + torch.arange(n, device="cpu") * step
         return places
 
     def repeats(self) -> bool:
@@ -143,7 +143,7 @@ class IndexMap:
         (a0, a1), (b0, b1) = self._range(), other._range()
         if a1 < b0 or b1 < a0:
             return True
-        seen = torch.zeros(max(a1, b1) + 1, dtype=torch.bool)
+        seen = torch.zeros(max(a1, b1) + 1, dtype=torch.bool, device="cpu")
         seen[self.spelled()] = True
         return not bool(seen[other.spelled()].any())
 
