@@ -339,7 +339,7 @@ fn deal_slots(steps: &[Step]) -> Option<Vec<Step>> {
         // The other operand of this step must stay too.
         let before = at.checked_sub(1).map(|i| nodes[i]);
         let free = |held: &Option<usize>| {
-            held.is_none_or(|held| !used_later(held) && !(last_of_step && before == Some(held)))
+            held.is_none_or(|held| !(used_later(held) || last_of_step && before == Some(held)))
         };
         let slot = holds.iter().position(free)?;
         holds[slot] = Some(node);

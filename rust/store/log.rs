@@ -52,7 +52,8 @@ pub fn encode(tile: usize, sum: u32, number: u64) -> [u8; RECORD] {
 
 /// Tile and checksum of a record, if it checks and is the one with that number.
 pub fn decode(bytes: &[u8; RECORD], number: u64) -> Option<(u64, u32)> {
-    let word = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("8 bytes"));
+    let word =
+        |at: usize| -> u64 { (0..8).fold(0, |w, i| w | u64::from(bytes[at + i]) << (8 * i)) };
     let sound = word(24) == u64::from(crc32c::crc32c(&bytes[..24]));
     let flags = word(8) >> 32;
     (sound && flags == 0 && word(16) == number).then(|| (word(0), (word(8) & 0xffff_ffff) as u32))

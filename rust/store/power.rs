@@ -103,7 +103,7 @@ impl Node {
             }
             Self::Dir { now, safe, unsynced } => {
                 let kept = dice.below(unsynced.len() + 1);
-                if let Some(names) = unsynced.drain(..).take(kept).last() {
+                if let Some(names) = unsynced.drain(..).take(kept).next_back() {
                     *safe = names;
                 }
                 now.clone_from(safe);

@@ -51,7 +51,8 @@ pub struct Stat {
     pub inode: u64,
 }
 
-/// The operations of a file system that stores use.
+/// The operations of a file system that stores use. Each fails as its system call does.
+#[allow(clippy::missing_errors_doc, reason = "one sentence for all")]
 pub trait Vfs: Send + Sync {
     /// An open file.
     type File: Send + Sync;
