@@ -11,138 +11,23 @@ it what its examples pull back, ``J^T V``, and reads from it what they push forw
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from entk._arrays import AnyArray, Host
 from entk._leaves import Dense, Leaf, Lookup, Outer, Tied
-from entk._outputs import Outputs
+from entk._reading import ALL, Directions, Float, Pace, Piece, Span, contiguous, length
 
-Float: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Ids: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
-ALL = slice(None)
-# What a chunk and a table should have: a worker's share of the last level of cache.
-CACHE = 1 << 23
+# Bytes of a chunk: in cache, and below where the allocator hands pages back to the system.
+CHUNK = 1 << 22
+# Bytes of a table that is added to by every chunk.
+_TABLE = 1 << 24
 # Columns of a scaled chunk: enough for a GEMM, little enough for the cache.
 _WIDTH = 2048
 # Elements of an expanded example's slice, so that a chunk of the cache's size holds many examples.
 _SLICE = 8192
-
-
-class Piece(NamedTuple):
-    """A part of a leaf's table."""
-
-    planes: slice
-    groups: slice
-    rows: slice
-
-
-class Stopped(Exception):
-    """The caller does not want the rest."""
-
-
-class Span(NamedTuple):
-    """Examples and positions read at a time."""
-
-    examples: slice
-    positions: slice
-
-
-class Pace(NamedTuple):
-    """How much is read at a time, and whether to go on."""
-
-    examples: int
-    positions: int
-    stop: threading.Event
-
-    def slices(self, n: int) -> Iterator[slice]:
-        """Cut `n` examples.
-
-        Raises
-        ------
-        Stopped
-            When the caller asks for it.
-        """
-        for first in range(0, n, self.examples):
-            if self.stop.is_set():
-                raise Stopped
-            yield slice(first, min(first + self.examples, n))
-
-    def spans(self, examples: slice, positions: int) -> Iterator[Span]:
-        """Cut the positions of some examples."""
-        for first in range(0, positions, self.positions):
-            yield Span(examples, slice(first, min(first + self.positions, positions)))
-
-    def all(self, use: Use) -> Iterator[Span]:
-        """Cut all positions of all examples."""
-        return (s for some in self.slices(use.n) for s in self.spans(some, use.positions))
-
-
-@dataclass(frozen=True, eq=False)
-class Directions:
-    """What becomes of the output rows of one side, and the type that products are formed in."""
-
-    outputs: Outputs
-    rows: int
-    weights: Float | None
-    dtype: np.dtype[Any]
-
-    @classmethod
-    def of(cls, outputs: Outputs, n: int, rows: int, dtype: np.dtype[Any]) -> Directions:
-        """Bind `outputs` to a side of `n` examples with `rows` output rows."""
-        weights = None
-        if outputs.mode in ("sum", "weights"):
-            given = np.ones(rows) if outputs.weights is None else outputs.weights
-            weights = np.broadcast_to(given, (n, rows))
-        return cls(outputs, rows, weights, dtype)
-
-    @property
-    def planes(self) -> int:
-        """Kernels that are summed."""
-        return self.rows if self.outputs.mode == "trace" else 1
-
-    @property
-    def kept(self) -> int:
-        """Output rows of an example in a vector."""
-        return self.rows if self.outputs.mode == "full" else 1
-
-    def acts(self, host: Host, span: Span, groups: slice, features: slice) -> Float:
-        """Return ``(1, g, n, 1, t, d)`` of an array ``(N, G, T, d)``."""
-        values = _read(host, (span.examples, groups, span.positions, features), self.dtype)
-        return _c(values.transpose(1, 0, 2, 3))[None, :, :, None]
-
-    def cots(self, host: Host, span: Span, piece: Piece, features: slice) -> Float:
-        """Return ``(planes, g, n, r, t, d)`` of an array ``(N, R, G, T, d)``."""
-        rest = (piece.groups, span.positions, features)
-        if self.outputs.mode == "trace":
-            values = _read(host, (span.examples, piece.planes, *rest), self.dtype)
-            return _c(values.transpose(1, 2, 0, 3, 4))[:, :, :, None]
-        if self.weights is not None:
-            values = _read(host, (span.examples, ALL, *rest), np.dtype(np.float64))
-            n, r, *shape = values.shape
-            weights = np.ascontiguousarray(self.weights[span.examples])[:, None]
-            summed = weights @ values.reshape(n, r, int(np.prod(shape)))
-            values = summed.astype(self.dtype, copy=False).reshape(n, 1, *shape)
-        else:
-            index = self.outputs.index
-            chosen = ALL if index is None else slice(index, index + 1)
-            values = _read(host, (span.examples, chosen, *rest), self.dtype)
-        return _c(values.transpose(2, 0, 1, 3, 4))[None]
-
-
-def _c(values: AnyArray) -> Float:
-    return np.ascontiguousarray(values)
-
-
-def _read(host: Host, at: tuple[slice, ...], dtype: np.dtype[Any]) -> Float:
-    part = host.array[at]
-    wide = host.view(part).values() if host.dtype == "bfloat16" else part
-    return np.require(wide, dtype, ["A"])
 
 
 class Use:
@@ -183,10 +68,6 @@ class Use:
         raise NotImplementedError
 
 
-def _length(piece: slice, whole: int) -> int:
-    return len(range(*piece.indices(whole)))
-
-
 class _Expanded(Use):
     """A use whose Jacobian is formed for a few examples at a time."""
 
@@ -205,7 +86,7 @@ class _Expanded(Use):
 
     def push(self, piece: Piece, table: Float, y: Float, pace: Pace) -> None:
         planes, groups, rows, k, cols = table.shape
-        turned = _c(table.swapaxes(3, 4)).reshape(planes, groups, rows * cols, k)
+        turned = contiguous(table.swapaxes(3, 4)).reshape(planes, groups, rows * cols, k)
         for some in pace.slices(self.n):
             jac = self.tables(piece, some, pace)
             got = jac.reshape(planes, groups, -1, rows * cols) @ turned
@@ -221,7 +102,7 @@ class DenseUse(_Expanded):
         self.rows, self.cols = self.jac.shape[4], 1
 
     def bytes(self, piece: Piece, k: int) -> tuple[int, int]:
-        rows, planes = _length(piece.rows, self.rows), _length(piece.planes, self.planes)
+        rows, planes = length(piece.rows, self.rows), length(piece.planes, self.planes)
         return 8 * (3 * rows * planes * self.read + 3 * self.kept * k), 0
 
     def tables(self, piece: Piece, examples: slice, pace: Pace) -> Float:
@@ -252,11 +133,11 @@ class OuterUse(Use):
         return k if self.expands(k) else min(k, max(1, _WIDTH // max(self.scaled, 1)))
 
     def room(self, k: int, most: int) -> int:
-        return super().room(k, most) if self.expands(k) else min(most, 2 * CACHE)
+        return super().room(k, most) if self.expands(k) else min(most, _TABLE)
 
     def bytes(self, piece: Piece, k: int) -> tuple[int, int]:
-        tables = _length(piece.planes, self.planes) * _length(piece.groups, self.groups)
-        rows = _length(piece.rows, self.rows)
+        tables = length(piece.planes, self.planes) * length(piece.groups, self.groups)
+        rows = length(piece.rows, self.rows)
         vectors = 3 * self.kept * k * (1 + tables)
         plain = 2 * (rows + self.cols) * tables * self.read
         if self.expands(k):
@@ -276,7 +157,7 @@ class OuterUse(Use):
     def pull(self, piece: Piece, v: Float, table: Float, pace: Pace) -> None:
         if self.expands(v.shape[2]):
             return _ExpandedOuter(self).pull(piece, v, table, pace)
-        for span in pace.all(self):
+        for span in pace.all(self.n, self.positions):
             left, right = self.sides(piece, span)
             vectors = v[span.examples]
             if self.scales_left:
@@ -291,7 +172,7 @@ class OuterUse(Use):
         planes, groups, rows, k, cols = table.shape
         if self.expands(k):
             return _ExpandedOuter(self).push(piece, table, y, pace)
-        for span in pace.all(self):
+        for span in pace.all(self.n, self.positions):
             left, right = self.sides(piece, span)
             n, t = left.shape[2], left.shape[4]
             if self.scales_left:
@@ -301,8 +182,7 @@ class OuterUse(Use):
             else:
                 wide = table.reshape(planes, groups, rows, k * cols)
                 met = (_flat(left[:, :, :, 0]) @ wide).reshape(planes, groups, n, t, k, cols)
-                back = right.swapaxes(3, 4).swapaxes(4, 5)
-                got = (met @ back).sum(axis=(0, 1, 3)).swapaxes(1, 2)
+                got = _met(met, right).sum(axis=(0, 1, 3)).swapaxes(1, 2)
             y[span.examples] += got
 
 
@@ -341,6 +221,14 @@ def _scale_last(x: Float, v: Float) -> Float:
     return x.swapaxes(3, 4).swapaxes(4, 5) @ v[:, None]
 
 
+def _met(z: Float, x: Float) -> Float:
+    """Return ``sum_d z[.., n, t, k, d] x[.., n, r, t, d]`` as ``(planes, g, n, t, k, r)``."""
+    if x.shape[3] == 1:
+        met: Float = np.vecdot(z, x[:, :, :, 0, :, None])
+        return met[..., None]
+    return z @ x.swapaxes(3, 4).swapaxes(4, 5)
+
+
 class LookupUse(Use):
     """A use by row numbers. `known` lists the ids that are rows of the table; None: all are."""
 
@@ -356,7 +244,7 @@ class LookupUse(Use):
         return most
 
     def bytes(self, piece: Piece, k: int) -> tuple[int, int]:
-        planes, vectors = _length(piece.planes, self.planes), self.kept * k
+        planes, vectors = length(piece.planes, self.planes), self.kept * k
         each = planes * (self.cols * (3 * self.read + 3 * k) + vectors) + 2 * vectors + 8
         return 8 * vectors, 8 * each
 
@@ -381,12 +269,12 @@ class LookupUse(Use):
         return cots.reshape(planes, n * t, r, d)[:, at]
 
     def pull(self, piece: Piece, v: Float, table: Float, pace: Pace) -> None:
-        for span in pace.all(self):
+        for span in pace.all(self.n, self.positions):
             at, rows = self.hits(piece, span)
             if not at.size:
                 continue
             some = v[span.examples]
-            each = some[at // _length(span.positions, self.positions)].swapaxes(1, 2)
+            each = some[at // length(span.positions, self.positions)].swapaxes(1, 2)
             scaled = each @ self.met(piece, span, at)
             touched, group = np.unique(rows, return_inverse=True)
             for plane, values in zip(table[:, 0], scaled, strict=True):
@@ -394,12 +282,12 @@ class LookupUse(Use):
                 plane[touched] += sums.reshape(len(touched), *plane.shape[1:])
 
     def push(self, piece: Piece, table: Float, y: Float, pace: Pace) -> None:
-        for span in pace.all(self):
+        for span in pace.all(self.n, self.positions):
             at, rows = self.hits(piece, span)
             if not at.size:
                 continue
             got = self.met(piece, span, at) @ table[:, 0, rows].swapaxes(2, 3)
-            example = at // _length(span.positions, self.positions)
+            example = at // length(span.positions, self.positions)
             target = y[span.examples]
             sums = _sum_rows(got.sum(axis=0).reshape(len(at), -1), example, len(target))
             target += sums.reshape(target.shape)

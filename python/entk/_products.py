@@ -7,17 +7,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from entk import _plan
 from entk._blas_threads import blas_threads
 from entk._errors import MemoryLimitError
-from entk._jacobian import CACHE, Directions, Float, Pace, Piece, Stopped, Use, uses_of
+from entk._jacobian import CHUNK, Use, uses_of
 from entk._options import Memory
 from entk._problem import Problem
+from entk._reading import Directions, Float, Pace, Piece, Stopped, length
 
+# Bytes of a table that are worth a share of their own.
+_WORTH_SHARING = 1 << 18
 # A table, what is added to it, and a turned copy.
 _COPIES = 3
 
@@ -85,6 +89,15 @@ def _slices(length: int, step: int) -> Iterator[slice]:
     return (slice(i, min(i + step, length)) for i in range(0, length, step))
 
 
+class Share(NamedTuple):
+    """What one worker does: some vectors, every `turns`-th piece, within a limit in bytes."""
+
+    vectors: slice
+    turn: int
+    turns: int
+    limit: int
+
+
 @dataclass(frozen=True, eq=False)
 class Products:
     """A kernel as products with the Jacobians of its two sides."""
@@ -134,26 +147,31 @@ class Products:
         held = self.dtype.itemsize * n * r * k
         if v.dtype != self.dtype:
             held += self.dtype.itemsize * m * s * k
-        limits = self._split(k, held)
+        shares = self._split(k, held)
         vectors = np.require(v, self.dtype, ["A"]).reshape(m, s, k)
         y = np.zeros((n, r, k), self.dtype)
         if not (k and n and m and self.leaves):
             return y.reshape(n * r, k)
-        shares = np.array_split(np.arange(k), len(limits))
         stop = threading.Event()
 
-        def share(columns: Any, limit: int) -> None:
-            some = slice(int(columns[0]), int(columns[-1]) + 1)
-            _run(self.leaves, vectors[:, :, some], y[:, :, some], limit, stop)
+        def run(share: Share) -> Float | None:
+            # The first of those with the same vectors adds to the result, the others to their own.
+            own = y[:, :, share.vectors]
+            if share.turn:
+                own = np.zeros(own.shape, self.dtype)
+            _run(self.leaves, vectors[:, :, share.vectors], own, share, stop)
+            return own if share.turn else None
 
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            _on_workers(share, list(zip(shares, limits, strict=True)), self.threads, stop)
+            parts = _on_workers(run, shares, self.threads, stop)
+        for share, part in zip(shares, parts, strict=True):
+            if part is not None:
+                y[:, :, share.vectors] += part
         return y.reshape(n * r, k)
 
-    def _split(self, k: int, held: int) -> list[int]:
-        """Return the bytes of each worker: fewer workers where memory is tight."""
+    def _split(self, k: int, held: int) -> list[Share]:
+        """Share vectors among workers, and tables if there are few vectors."""
         least = max((_least(leaf) for leaf in self.leaves), default=0)
-        workers = max(1, min(self.threads, k))
         left = self.memory.limit - held
         if left < least:
             raise MemoryLimitError(
@@ -161,47 +179,76 @@ class Products:
                 f"vectors; got {_plan.in_bytes(self.memory.limit)} ({self.memory.source}); "
                 "multiply with fewer vectors at a time"
             )
-        while workers > 1 and left // workers < least:
-            workers -= 1
-        return [left // workers] * workers
+        blocks = max(1, min(self.threads, k))
+        turns = max(1, self.threads // blocks)
+        (n, r), _ = self.sides
+        own = self.dtype.itemsize * n * r
+        while blocks * turns > 1 and (left - own * k * (turns - 1)) // (blocks * turns) < least:
+            blocks, turns = (blocks, turns - 1) if turns > 1 else (blocks - 1, 1)
+        limit = (left - own * k * (turns - 1)) // (blocks * turns)
+        ends = [block * k // blocks for block in range(blocks + 1)]
+        return [
+            Share(slice(start, end), turn, turns, limit)
+            for start, end in pairwise(ends)
+            for turn in range(turns)
+        ]
 
 
 def _on_workers(
-    share: Callable[[Any, int], None], shares: list[Any], threads: int, stop: threading.Event
-) -> None:
+    run: Callable[[Share], Float | None],
+    shares: list[Share],
+    threads: int,
+    stop: threading.Event,
+) -> list[Float | None]:
     """Run the shares on threads of their own, each with one thread of BLAS."""
     if len(shares) > 1:
         with blas_threads(1) as held:
             if held:
-                return _on_threads(share, shares, stop)
+                return _on_threads(run, shares, stop)
     with blas_threads(threads):
-        for one in shares:
-            share(*one)
+        return [run(share) for share in shares]
 
 
 def _on_threads(
-    share: Callable[[Any, int], None], shares: list[Any], stop: threading.Event
-) -> None:
-    def quiet(*one: Any) -> None:
+    run: Callable[[Share], Float | None], shares: list[Share], stop: threading.Event
+) -> list[Float | None]:
+    def quiet(share: Share) -> Float | None:
         # NumPy's treatment of overflow belongs to a thread.
         with np.errstate(over="ignore", invalid="ignore", under="ignore"), suppress(Stopped):
-            share(*one)
+            return run(share)
+        return None
 
     with ThreadPoolExecutor(len(shares)) as pool:
         try:
-            for future in [pool.submit(quiet, *one) for one in shares]:
-                future.result()
+            return [future.result() for future in [pool.submit(quiet, s) for s in shares]]
         except BaseException:
             stop.set()
             raise
 
 
-def _run(leaves: list[LeafProduct], v: Float, y: Float, limit: int, stop: threading.Event) -> None:
+def _run(
+    leaves: list[LeafProduct], v: Float, y: Float, share: Share, stop: threading.Event
+) -> None:
+    """Do the pieces of all leaves whose turn it is."""
+    number = 0
     for leaf in leaves:
         widest = min(use.width(v.shape[2]) for use in leaf.uses)
-        widest = _fitting(leaf, widest, limit, v.dtype.itemsize)
+        widest = _fitting(leaf, widest, share.limit, v.dtype.itemsize)
         for some in _slices(v.shape[2], widest):
-            _leaf_block(leaf, np.ascontiguousarray(v[:, :, some]), y[:, :, some], limit, stop)
+            block = np.ascontiguousarray(v[:, :, some])
+            room = max(share.limit - block.nbytes, 0) // 2
+            for piece in leaf.pieces(block.shape[2], _table(leaf, block, room, share), v.itemsize):
+                if number % share.turns == share.turn:
+                    _piece(leaf, piece, block, y[:, :, some], room, stop)
+                number += 1
+
+
+def _table(leaf: LeafProduct, v: Float, room: int, share: Share) -> int:
+    """Return the bytes that a piece of the table should have, so that all turns have some."""
+    k, item = v.shape[2], v.itemsize
+    most = max(use.room(k, room // _COPIES) for use in leaf.uses)
+    whole = leaf.planes * leaf.groups * leaf.height * leaf.width * k * item
+    return min(most, -(-whole // share.turns)) if whole > _WORTH_SHARING else most
 
 
 def _fitting(leaf: LeafProduct, k: int, limit: int, item: int) -> int:
@@ -223,22 +270,22 @@ def _least(leaf: LeafProduct) -> int:
     return 2 * _needs(leaf, 1)
 
 
-def _leaf_block(leaf: LeafProduct, v: Float, y: Float, limit: int, stop: threading.Event) -> None:
-    k, item = v.shape[2], v.dtype.itemsize
-    room = max(limit - v.nbytes, 0) // 2
-    most = max(use.room(k, room // _COPIES) for use in leaf.uses)
-    for piece in leaf.pieces(k, most, item):
-        shape = [len(range(*part.indices(whole))) for part, whole in
-                 zip(piece, (leaf.planes, leaf.groups, leaf.height), strict=True)]  # fmt: skip
-        table = np.zeros((*shape, k, leaf.width), v.dtype)
-        for use in leaf.cols:
-            if use.n and use.positions:
-                use.pull(piece, v, table, _chunk(use, piece, k, room, stop))
-        if leaf.factor != 1.0:
-            table *= leaf.factor
-        for use in leaf.rows:
-            if use.n and use.positions:
-                use.push(piece, table, y, _chunk(use, piece, k, room, stop))
+def _piece(
+    leaf: LeafProduct, piece: Piece, v: Float, y: Float, room: int, stop: threading.Event
+) -> None:
+    """Add what one piece of a leaf's table contributes."""
+    k = v.shape[2]
+    whole = (leaf.planes, leaf.groups, leaf.height)
+    shape = [length(part, all_) for part, all_ in zip(piece, whole, strict=True)]
+    table = np.zeros((*shape, k, leaf.width), v.dtype)
+    for use in leaf.cols:
+        if use.n and use.positions:
+            use.pull(piece, v, table, _chunk(use, piece, k, room, stop))
+    if leaf.factor != 1.0:
+        table *= leaf.factor
+    for use in leaf.rows:
+        if use.n and use.positions:
+            use.push(piece, table, y, _chunk(use, piece, k, room, stop))
 
 
 def _chunk(use: Use, piece: Piece, k: int, room: int, stop: threading.Event) -> Pace:
@@ -246,7 +293,7 @@ def _chunk(use: Use, piece: Piece, k: int, room: int, stop: threading.Event) -> 
     example, position = use.bytes(piece, k)
     whole = example + position * use.positions
     # Enough examples for a GEMM, even beyond the cache, but never beyond the room.
-    aim = min(room, max(2 * CACHE, 128 * whole))
+    aim = min(room, max(CHUNK, 128 * whole))
     if whole <= aim:
         return Pace(max(1, min(use.n, aim // max(whole, 1))), use.positions, stop)
     return Pace(1, max(1, min(use.positions, (aim - example) // max(position, 1))), stop)
