@@ -248,3 +248,36 @@ def test_the_operator_takes_a_direction_per_example():
 def test_the_audit_looks_at_few_examples():
     assert _audit.picks(1) == [0]
     assert _audit.picks(1000) == [0, 499, 999]
+
+
+def test_mixed_precision_passes_the_audit():
+    """Parameters in float32, arithmetic in bfloat16: noise is that of bfloat16."""
+
+    def f(p, x):
+        half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), p)
+        return net(half, x.astype(jnp.bfloat16)).astype(jnp.float32)
+
+    factors = entk.jax.factors(f, PARAMS, X)
+    assert isinstance(factors["w"], entk.Outer)
+    assert {a.dtype for a in arrays(factors)} == {np.dtype(np.float32)}
+
+
+def test_gradients_that_are_not_finite_are_left_to_the_assembly():
+    factors = entk.jax.factors(net, PARAMS, X.at[0, 0].set(jnp.nan))
+    assert isinstance(factors["w"], entk.Outer)
+    with pytest.raises(entk.NonFiniteError):
+        entk.assemble(factors)
+
+
+def test_tied_readouts_at_every_position_have_cross_terms():
+    def f(p, tokens):
+        return jnp.tanh(p["E"][tokens] @ p["W"]) @ p["E"].T
+
+    params = {"E": NEW(13, 4), "W": NEW(4, 4)}
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 13, (3, 2)), jnp.int32)
+    for outputs in ("sum", "full"):
+        factors = entk.jax.factors(f, params, tokens, outputs=outputs)
+        rows = jacobian(f, params, tokens)
+        assert isinstance(factors["E"], entk.Tied)
+        truth = rows if outputs == "full" else summed(rows)
+        assert error(factors, truth) < JACOBIAN["float32"]

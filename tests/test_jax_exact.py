@@ -1,4 +1,4 @@
-"""Kernels of every network are those of its explicit Jacobian, whatever it is written in."""
+"""Kernels of plain functions and loops are those of their explicit Jacobians."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,6 @@ import pytest
 
 import entk.jax
 import jax_functions  # noqa: F401
-import jax_libraries  # noqa: F401
 import jax_loops  # noqa: F401
 from bounds import JACOBIAN
 from jax_networks import BUILDERS
@@ -16,7 +15,10 @@ from jax_oracle import error, jacobian, summed
 FULL = ["mlp", "fused_qkv", "heads", "tied_table", "lookups", "nested_loops", "ragged_experts"]
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+NAMES = [name for name in BUILDERS if BUILDERS[name].__module__ != "jax_libraries"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_kernels_equal_the_explicit_jacobians_in_float64(name):
     with jax.enable_x64(True):
         f, params, x, kinds = BUILDERS[name](jnp.float64)
@@ -29,7 +31,7 @@ def test_kernels_equal_the_explicit_jacobians_in_float64(name):
     assert {name: type(one[name]).__name__ for name in kinds} == kinds
 
 
-@pytest.mark.parametrize("name", ["mlp", "tied_table", "linen_lstm", "linen_cnn"])
+@pytest.mark.parametrize("name", ["mlp", "tied_table", "nested_loops"])
 def test_kernels_equal_the_explicit_jacobians_in_float32(name):
     f, params, x, _ = BUILDERS[name](jnp.float32)
     factors = entk.jax.factors(f, params, x)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import isfinite, sqrt
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entk.jax._compat import Array, machine_eps
+from entk.jax._compat import Array
 from entk.jax._directions import Directions
 from entk.jax._extraction import Extraction, examples_at, picks
 from entk.jax._network import Network
@@ -75,13 +75,13 @@ def _compare(
         gradients = _gradient_of(work.network, example, jnp.asarray(row, work.traced.out.dtype))
         mine = program.grouped([array[k] for array in arrays])
         weights = row if work.rows > 1 else np.ones(1)
-        failed |= _failing(work.network, program.parts, mine, gradients, weights)
+        failed |= _failing(program.parts, mine, gradients, weights, work.traced.eps)
         seen |= {j for j, gradient in enumerate(gradients) if gradient.any()}
     return _Verdict(frozenset(failed), frozenset(seen))
 
 
 def _gradient_of(network: Network, x: Any, row: Array) -> list[np.ndarray[Any, Any]]:
-    """Return `jax.grad` of `row . f(params, x)` for one example, in float64."""
+    """Return `jax.grad` of `row . f(params, x)` for one example."""
 
     def loss(leaves: Sequence[Array], x: Any, row: Array) -> Array:
         return jnp.dot(row, network.one(leaves, x))
@@ -95,25 +95,29 @@ def _gradient_of(network: Network, x: Any, row: Array) -> list[np.ndarray[Any, A
 
 
 def _failing(
-    network: Network,
     parts: Sequence[Part],
     arrays: Sequence[Sequence[np.ndarray[Any, Any]]],
     gradients: Sequence[np.ndarray[Any, Any]],
     weights: np.ndarray[Any, Any],
+    eps: float,
 ) -> set[int]:
     """Return the numbers of the parameters whose factors do not give the gradient.
 
-    `arrays` are the factors of one example, `weights` (R,) the direction the gradients are of.
+    `arrays` are the factors of one example, `weights` (R,) the direction the gradients are of,
+    `eps` the coarsest arithmetic of the network. Gradients that are not finite are left to the
+    assembly, which names them.
     """
-    whole = sqrt(sum(float((g**2).sum()) for g in gradients))
+    sizes = [float(np.linalg.norm(gradient.astype(np.float64))) for gradient in gradients]
+    whole = sqrt(sum(size**2 for size in sizes))
     wrong: set[int] = set()
-    for k, gradient in enumerate(gradients):
+    for k, (gradient, size) in enumerate(zip(gradients, sizes, strict=True)):
+        if not isfinite(size):
+            continue
+        left = gradient.astype(np.float64).reshape(-1)
         mine = [(part, a) for part, a in zip(parts, arrays, strict=True) if part.leaf == k]
-        left = gradient.reshape(-1).copy()
         terms = sum(_subtract(part, a, weights, left) for part, a in mine)
-        eps = machine_eps(network.leaves[k].dtype)
-        size = float(np.linalg.norm(gradient)) + 0.1 * whole
-        if not float(np.linalg.norm(left)) <= sqrt(eps) * size + 8 * eps * terms:
+        bound = sqrt(eps) * (size + 0.1 * whole) + 8 * eps * terms
+        if not float(np.linalg.norm(left)) <= bound:
             wrong.add(k)
     return wrong
 
@@ -130,21 +134,19 @@ def _subtract(
     wide = [np.asarray(a).astype(np.float64) if a.dtype.kind != "i" else a for a in arrays]
     if part.form in ("dense", "expand"):
         jac = np.tensordot(weights, wide[0], 1)
-        left[_order(part, left.size)] -= jac
+        at = slice(None) if jac.size == left.size else part.positions().reshape(-1)
+        left[at] -= jac
         return float(np.linalg.norm(jac))
     table = np.zeros(part.table.shape)  # type: ignore[union-attr]
     terms = 0.0
     for group, acts, cots in zip(part.groups, wide[::2], wide[1::2], strict=True):
         terms += _add(group, acts, np.tensordot(weights, cots, 1), table)
-    left[part.table.positions()] -= table  # type: ignore[union-attr]
+    order = part.table.leaf_order(left.size)  # type: ignore[union-attr]
+    if order is None:
+        left[part.positions()] -= table
+    else:
+        left -= table.transpose(order).reshape(-1)
     return terms
-
-
-def _order(part: Part, size: int) -> Any:
-    """Return where in the parameter the elements of a dense gradient belong."""
-    if part.table is None or prod(part.table.shape) == size:
-        return slice(None)
-    return part.table.positions().reshape(-1)
 
 
 def _add(group: Group, acts: Any, cots: Any, table: np.ndarray[Any, Any]) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from entk._errors import ModelError
-from entk.jax._compat import Array, machine_eps
+from entk.jax._compat import Array
 from entk.jax._network import Network
 from entk.jax._program import cached, full_precision, runner, trace
 
@@ -41,10 +41,11 @@ def check_independence(network: Network, x: Any) -> bool:
     run = cached(network.f, ("independence", traced.text), lambda: runner(traced.jaxpr))
     with full_precision():
         together, alone = (np.asarray(a, np.float64) for a in run(traced.consts, network.leaves, x))
-    eps = machine_eps(traced.out.dtype)
     gap = np.abs(together - alone)
     scale = np.max(np.abs(alone), initial=0, where=np.isfinite(alone))
-    wrong = np.argwhere((gap > eps**_EXPONENT * scale) | (np.isnan(together) != np.isnan(alone)))
+    wrong = np.argwhere(
+        (gap > traced.eps**_EXPONENT * scale) | (np.isnan(together) != np.isnan(alone))
+    )
     if wrong.size:
         example, output = wrong[0]
         raise ModelError(

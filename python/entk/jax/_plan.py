@@ -8,7 +8,7 @@ from math import prod
 from typing import Any, Literal, TypeAlias
 
 from entk._forms import choose, choose_lookup, choose_loop
-from entk.jax._index import Index, disjoint, same
+from entk.jax._index import Index, Positions, disjoint, same
 from entk.jax._taps import Site, Taps
 
 Form: TypeAlias = Literal["dense", "expand", "outer", "lookup", "tied", "zero"]
@@ -41,6 +41,11 @@ class Part:
     reason: str
     groups: tuple[Group, ...] = ()
     table: Index | None = None
+
+    def positions(self) -> Positions:
+        """Return where in the parameter the elements of the table are."""
+        assert self.table is not None
+        return self.table.positions()
 
 
 @dataclass

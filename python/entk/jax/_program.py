@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from entk._errors import EntkError, ModelError
-from entk.jax._compat import Array, abstract, is_literal, nested, opened
+from entk.jax._compat import Array, abstract, is_literal, machine_eps, nested, opened
 from entk.jax._example import Arrays, example_factors, in_turn, run_tapped
 from entk.jax._network import Network
 from entk.jax._plan import Part, dense_parts, plan_parts
@@ -39,6 +39,13 @@ class Trace:
     def out(self) -> Any:
         """Shape and dtype of the first output."""
         return self.jaxpr.outvars[0].aval
+
+    @property
+    def eps(self) -> float:
+        """Relative spacing of the coarsest floating-point type the function computes in."""
+        dtypes = {atom.aval.dtype for eqn in _equations(self.jaxpr) for atom in eqn.outvars}
+        floats = [d for d in dtypes if jnp.issubdtype(d, jnp.inexact)] or [self.out.dtype]
+        return max(machine_eps(dtype) for dtype in floats)
 
 
 @dataclass(frozen=True)
