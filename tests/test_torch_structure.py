@@ -154,6 +154,26 @@ def test_entries_shown_twice_become_dense():
     assert kinds(checked(Repeated(), torch.randn(2, 8))) == {"w": "Dense"}
 
 
+class Rearranged(nn.Module):
+    """Weights used flipped, rolled, and repeated once."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(8, 6, 3))
+        self.w = nn.Parameter(torch.randn(8, 9))
+
+    def forward(self, x):
+        x = nn.functional.conv1d(x, self.kernel.flip(-1)).mT
+        return torch.bmm(x, self.w.roll(2, 0).repeat(len(x), 1, 1)).sum(1)
+
+
+def test_weights_that_are_only_rearranged_keep_their_structure():
+    factors = checked(Rearranged(), torch.randn(2, 6, 5))
+    assert kinds(factors) == {"kernel": "Outer", "w": "Outer"}
+    dense = checked(Rearranged(), torch.randn(2, 6, 40))
+    assert kinds(dense) == {"kernel": "Dense", "w": "Dense"}
+
+
 def test_index_maps_tell_views_apart():
     shape = torch.Size((4, 6))
     whole = View("w").index_map(shape, lambda w: w)

@@ -35,7 +35,7 @@ def _getters(words: str) -> Iterator[Any]:
 _RESHAPES = """
     t transpose permute reshape view unsqueeze squeeze flatten unflatten chunk split unbind select
     narrow movedim moveaxis swapaxes swapdims expand tensor_split split_with_sizes diagonal hsplit
-    vsplit __getitem__ __iter__
+    vsplit __getitem__ __iter__ repeat tile flip fliplr flipud rot90 roll
 """
 _TAKE_A_SHAPE = """
     zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty
