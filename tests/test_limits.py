@@ -96,3 +96,23 @@ except entk.MemoryLimitError as error:
     factors = entk.Factors({"w": entk.Dense(np.ones((2000, 4), np.float32))})
     assert entk.plan(factors, out="K.npy", memory="1GiB").peak_bytes > MIB
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_one_tile_is_enough_where_two_do_not_fit(tmp_path, room):
+    code = f"""
+factors = mlp(np.random.default_rng(0), 2500, widths=((64, 32),))
+options = {{"out": {str(tmp_path / "K.npy")!r}, "tile": 1250, "threads": 2}}
+entk.assemble(factors.take(slice(0, 300)), out={str(tmp_path / "S.npy")!r}, tile=100)
+least = entk.plan(factors, memory="1GiB", **options).peak_bytes - (2 - {room}) * 1250**2 * 4
+planned = entk.plan(factors, memory=least, **options).peak_bytes
+before = peak()
+kernel = entk.assemble(factors, memory=least, **options)
+measured = peak() - before
+same = bool((np.asarray(kernel) == entk.assemble(factors)).all())
+print(json.dumps([least, planned, measured, same]))
+"""
+    least, planned, measured, same = run(code)
+    assert planned <= least
+    assert measured <= planned
+    assert same

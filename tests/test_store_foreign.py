@@ -286,6 +286,16 @@ def test_row_70_a_chunk_of_the_wrong_size_is_refused(rng, tmp_path):
         entk.open(path)
 
 
+def test_row_94_missing_chunks_of_a_zarr_input_are_warned_of(rng, tmp_path):
+    import zarr
+
+    array = zarr.create_array(tmp_path / "A.zarr", shape=(6, 4), chunks=(3, 4), dtype="f4")
+    array[:3] = 1
+    with pytest.warns(UserWarning, match="1 of 2 chunks of the Zarr array are missing"):
+        factors = entk.Factors({"a": entk.Dense(array)})
+    assert entk.assemble(factors).shape == (6, 6)
+
+
 def test_arrays_of_zarr_hdf5_and_memmaps_are_leaves(rng, tmp_path):
     import h5py
     import zarr

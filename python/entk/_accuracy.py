@@ -1,8 +1,8 @@
 """The accuracy certificate of a finished kernel: some of its entries computed again in float64.
 
 The error of an entry is measured in units of ``u sqrt(K_ii K_jj)`` (`u`: unit roundoff of the
-stored type), its root mean square is `rho`. Rounding then lifts or lowers eigenvalues by up to about
-``2 rho u sqrt(N) mean(diag K)`` (the norm of a random symmetric matrix).
+stored type), its root mean square is `rho`. Rounding then lifts or lowers eigenvalues by up to
+about ``2 rho u sqrt(N) mean(diag K)`` (the norm of a random symmetric matrix).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Libraries are told apart by the module a class comes from, so that nothing heavy
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -182,6 +183,8 @@ def _check_foreign(x: Any, origin: str, what: str) -> None:
         kind, number = x.__dlpack_device__()
         if int(kind) not in _HOST_DEVICES:
             raise _wrong_device(f"{_DEVICES.get(int(kind), 'device')}:{number}", what)
+    if origin == "zarr":
+        _check_chunks(x, what)
     if origin == "pandas":
         types = x.dtypes if hasattr(x, "columns") else [x.dtype]
         strange = [t for t in types if not isinstance(t, np.dtype)]
@@ -190,6 +193,18 @@ def _check_foreign(x: Any, origin: str, what: str) -> None:
                 f"{what}: {_class(x)} of type {strange[0]} may hold NA, which is no number; "
                 "use x.to_numpy(dtype='float64', na_value=...) yourself"
             )
+
+
+def _check_chunks(x: Any, what: str) -> None:
+    """Warn of chunks that are not there: they read as the fill value, whatever that is."""
+    there, of = getattr(x, "nchunks_initialized", 0), getattr(x, "nchunks", 0)
+    if there < of:
+        warnings.warn(
+            f"{what}: {of - there:,} of {of:,} chunks of the Zarr array are missing and read as "
+            f"its fill value {x.fill_value!r}; if they were lost, write them again",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _as_numpy(x: Any, what: str) -> AnyArray:

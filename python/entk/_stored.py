@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from entk import _core, _manifest, _options, _out, _paths, _unfinished
+from entk import _core, _manifest, _options, _out, _paths, _plan, _unfinished
 from entk._arrays import AnyArray
-from entk._errors import InputError, StoreError
+from entk._errors import InputError, MemoryLimitError, StoreError
 from entk._problem import Cut
 from entk._unfinished import Store
 from entk._watch import Watch
@@ -110,15 +110,36 @@ def cut_of(unit: Unit, block: int, *, symmetric: bool) -> Cut:
 
 
 def buffers(job: Job, layout: _core.Layout) -> int:
-    """Bytes of tiles in memory at once: one computed while the one before it is written."""
+    """Bytes of tiles in memory at once: one computed while the one before it is written.
+
+    If two do not fit, nothing is computed while a tile is written.
+    """
+    one = tile_bytes(job, layout)
+    if len(layout) <= 1:
+        return one
+    try:
+        job.plan(2 * one)
+    except MemoryLimitError:
+        return one
+    return 2 * one
+
+
+def tile_bytes(job: Job, layout: _core.Layout) -> int:
+    """Bytes of the largest unit."""
     rows, cols = layout.tile
     item = 4 if job.dtype == "float32" else 8
-    one = rows * cols * item * (job.problem.planes or 1)
-    return (1 if len(layout) <= 1 else 2) * one
+    return rows * cols * item * (job.problem.planes or 1)
 
 
 def plan_to_path(job: Job) -> Plan:
-    """Plan an assembly to a file: the result does not count, the tiles on their way do."""
+    """Plan an assembly to a file: the result does not count, the tiles on their way do.
+
+    Raises
+    ------
+    MemoryLimitError
+        If not even one tile fits beside the core's own work.
+    """
+    _plan.check_sizes(job.problem, job.dtype)
     layout = _core.Layout(
         "npy",
         list(job.problem.shape),
@@ -127,7 +148,13 @@ def plan_to_path(job: Job) -> Plan:
         symmetric=job.problem.other is None,
         lower=False,
     )
-    return job.plan(buffers(job, layout))
+    try:
+        return job.plan(buffers(job, layout))
+    except MemoryLimitError as error:
+        raise MemoryLimitError(
+            f"{error}; of this {_plan.in_bytes(tile_bytes(job, layout))} are a tile: a smaller "
+            f"tile= than {job.tile:,} needs less"
+        ) from None
 
 
 def assemble_to_path(
@@ -248,7 +275,7 @@ def fill(store: Store, tiles: Tiles, chosen: Sequence[int], report: Report | Non
     done = total - len(store.missing())
     if report:
         report(done, total)
-    with _writing(store, tiles.job.threads) as write:
+    with _writing(store, tiles) as write:
         for index in chosen:
             unit = tiles.unit(index)
             write(index, tiles.compute(unit))
@@ -258,18 +285,23 @@ def fill(store: Store, tiles: Tiles, chosen: Sequence[int], report: Report | Non
 
 
 @contextlib.contextmanager
-def _writing(store: Store, threads: int) -> Iterator[Callable[[int, AnyArray], None]]:
+def _writing(store: Store, tiles: Tiles) -> Iterator[Callable[[int, AnyArray], None]]:
     """Yield a function that writes tiles in the background, at most one at a time.
+
+    Where only one tile fits into memory the function returns when it is written.
 
     Whatever ends the block, what was handed over is written and committed before it is left.
     """
-    queue = Committer(store.sink, most=2 * threads)
+    queue = Committer(store.sink, most=2 * tiles.job.threads)
+    alone = tiles.held < 2 * tile_bytes(tiles.job, store.layout)
     waiting: list[Future[None]] = []
 
     def write(index: int, tile: AnyArray) -> None:
         while waiting:
             waiting.pop().result()
         waiting.append(pool.submit(queue.write, index, tile))
+        if alone:
+            waiting.pop().result()
 
     with ThreadPoolExecutor(1, thread_name_prefix="entk-write") as pool:
         try:
