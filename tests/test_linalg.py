@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scipy.linalg
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 import entk
@@ -146,6 +147,8 @@ def test_a_kernel_of_32768_rows_never_meets_a_32_bit_count(monkeypatch):
     monkeypatch.setattr("scipy.linalg.eigh", lapack)
     monkeypatch.setattr(_eigen, "_prepare", _dense.read)
     monkeypatch.setattr(_dense.Matrix, "dense", lambda self: virtual)
+    monkeypatch.setattr(_eigen, "_check_values", lambda *_: None)
+    monkeypatch.setattr(_eigen, "_check_pairs", lambda *_: None)
     assert linalg.eigvalsh(virtual, memory="16GiB").shape == (n,)
     _eigen.eigh(_dense.read(virtual), "32GiB")
     assert drivers == ["evr", "evr"]
@@ -297,6 +300,29 @@ def corrupt_entry(lower):
 
 def corrupt_tile(lower):
     lower[20:30, 5:10] = 0.0
+
+
+@pytest.mark.parametrize("damage", ["zeros", "nan", "one value", "one vector"])
+def test_a_lapack_that_returns_wrong_eigenvalues_is_found_out(rng, monkeypatch, damage):
+    kernel, honest = gram(rng, 50), scipy.linalg.eigh
+
+    def faulty(a, **options):
+        found = honest(a, **options)
+        values, vectors = (found, None) if options.get("eigvals_only") else found
+        if damage == "one vector" and vectors is not None:
+            vectors[:, 20] *= 0.99
+        elif damage == "one value":
+            values[20] *= 1.01
+        elif damage != "one vector":
+            values[:] = 0.0 if damage == "zeros" else np.nan
+        return values if vectors is None else (values, vectors)
+
+    monkeypatch.setattr("scipy.linalg.eigh", faulty)
+    with pytest.raises(InternalError, match="do not reproduce the kernel"):
+        linalg.eigsh(kernel, 3)
+    if damage != "one vector":
+        with pytest.raises(InternalError, match="do not add up to the kernel"):
+            linalg.eigvalsh(kernel)
 
 
 @pytest.mark.parametrize("damage", [corrupt_tail, corrupt_entry, corrupt_tile])

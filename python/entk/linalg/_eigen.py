@@ -9,12 +9,14 @@ import numpy as np
 
 from entk import _dense
 from entk._dense import Float, Matrix
-from entk._errors import ConvergenceError, InputError
+from entk._errors import ConvergenceError, InputError, InternalError
+from entk._floor import ROUNDOFF
 from entk.linalg import _limits
 from entk.linalg._results import Eigen, Measured, Spectrum
 
 Which = Literal["LM", "LA", "SM", "SA"]
 
+LAPACK_RATIO = 30.0  # its tests accept residuals below this, in units of n u |K|
 DENSE_ROWS = 1500  # below this a dense solver beats Lanczos for any k
 
 
@@ -47,6 +49,8 @@ def eigvalsh(K: Any, *, memory: int | str | None = None) -> Spectrum:
         If `K` does not fit: use `eigsh` for some eigenvalues.
     SizeError
         If LAPACK's integers cannot count the workspace.
+    InternalError
+        If the eigenvalues do not add up to the kernel's trace and Frobenius norm.
 
     Notes
     -----
@@ -226,6 +230,7 @@ def _dense_values(matrix: Matrix, memory: int | str | None) -> Float:
     values: Float = lapack(
         dense, lower=False, eigvals_only=True, driver="evr", overwrite_a=True, check_finite=False
     )
+    _check_values(matrix, values)
     return values
 
 
@@ -240,7 +245,58 @@ def _dense_pairs(matrix: Matrix, memory: int | str | None) -> tuple[Float, Float
     _limits.require(16 * n * n, memory, f"all eigenvectors of a {n} x {n} kernel", advice)
     dense = matrix.dense().T
     values, vectors = lapack(dense, lower=False, driver="evr", overwrite_a=True, check_finite=False)
+    _check_pairs(matrix, values, vectors)
     return values, vectors
+
+
+def _rounding(values: Float) -> float:
+    """Return the error of an eigenvalue beyond which LAPACK's own tests call it a fault."""
+    return LAPACK_RATIO * len(values) * ROUNDOFF["float64"] * float(np.max(np.abs(values)))
+
+
+def _check_values(matrix: Matrix, values: Float) -> None:
+    """Check the sum of the eigenvalues, and of their squares, against the kernel's entries.
+
+    Overflowing workspaces have returned zeros and NaN without an error.
+
+    Raises
+    ------
+    InternalError
+        If they disagree beyond rounding.
+    """
+    allowed, scale = len(values) * _rounding(values), float(np.max(np.abs(values))) or 1.0
+    off = abs(float(np.sum(values)) - float(np.sum(matrix.diag)))
+    # Squares of extreme numbers would overflow. The entries of an operator are not made again.
+    excess = 0.0
+    if matrix.kind != "operator":
+        squares = [np.sum(np.square(matrix.block(s, slice(0, matrix.n)) / scale))
+                   for s in matrix.strips()]  # fmt: skip
+        excess = abs(float(np.sum(np.square(values / scale)) - np.sum(squares)))
+    if not (off <= allowed and excess <= 2.0 * allowed / scale):
+        raise InternalError(
+            "the eigenvalues do not add up to the kernel: their sum is off by "
+            f"{off:.2g}, rounding allows {allowed:.2g}; the LAPACK in use may be faulty"
+        )
+
+
+def _check_pairs(matrix: Matrix, values: Float, vectors: Float) -> None:
+    """Check ``Q diag(w) Q^T v = K v`` for one random vector of signs.
+
+    Raises
+    ------
+    InternalError
+        If it fails beyond rounding.
+    """
+    n = matrix.n
+    scale = float(np.max(np.abs(values))) or 1.0  # squares of extreme numbers would overflow
+    signs = np.random.default_rng(n).choice([-1.0, 1.0], n) / scale
+    off = np.linalg.norm(vectors @ (values * (vectors.T @ signs)) - matrix.matmat(signs))
+    allowed = _rounding(values) / scale * np.sqrt(n)
+    if not off <= allowed:
+        raise InternalError(
+            f"the eigenvectors do not reproduce the kernel: a product is off by {off:.2g} of the "
+            f"largest eigenvalue, rounding allows {allowed:.2g}; the LAPACK in use may be faulty"
+        )
 
 
 def _lanczos(
