@@ -77,7 +77,7 @@ impl Schedule {
             _ => 0,
         });
         let flat = groups().map(|group| match group {
-            Group::Positions(_) => 2 * pairs_of_sweep(program),
+            Group::Positions(terms) => 2 * terms.len() * pairs_of_sweep(program),
             _ => 0,
         });
         let scratch = (wide.max().unwrap_or(0), flat.max().unwrap_or(0));
@@ -237,7 +237,11 @@ impl Build<'_, '_> {
             Term::Positions(term) => {
                 let acts = term.acts.map(|node| Pass::slot(&mut pass.nodes, node));
                 let cots = Pass::slot(&mut pass.nodes, term.cots);
-                pass.groups.push(Group::Positions(Positions { acts, cots, ..term }));
+                let term = Positions { acts, cots, ..term };
+                match pass.groups.last_mut() {
+                    Some(Group::Positions(terms)) if shares_left(terms, &term) => terms.push(term),
+                    _ => pass.groups.push(Group::Positions(vec![term])),
+                }
             }
             Term::Match { lookup, trace, weight } => {
                 let merged = Pass::slot(&mut pass.lookups, lookup);
@@ -300,6 +304,16 @@ impl Build<'_, '_> {
         let steps = deal_slots(&[new]).expect("one leaf needs two slots at most");
         pass.groups.push(Group::Narrow(steps));
     }
+}
+
+/// Whether a leaf meets the same left Gram tiles as the leaves before it.
+fn shares_left(terms: &[Positions], next: &Positions) -> bool {
+    let first = &terms[0];
+    terms.len() < Group::SLOTS
+        && next.acts.is_some()
+        && !next.acts_by_output
+        && !first.acts_by_output
+        && (first.acts, first.groups, first.positions) == (next.acts, next.groups, next.positions)
 }
 
 /// The nodes of a narrow group's operands, in order of use; a slot stands for the node that was contracted into it last.

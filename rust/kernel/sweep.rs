@@ -87,8 +87,8 @@ pub enum Group {
         /// Factor on the leaf's kernel.
         weight: f64,
     },
-    /// See [`Positions`].
-    Positions(Positions),
+    /// See [`Positions`]. Several leaves share their left factor, groups and positions.
+    Positions(Vec<Positions>),
     /// See [`Match`].
     Match(Match),
     /// See [`Cross`].
@@ -166,7 +166,7 @@ pub(super) fn run<F: Real, const MR: usize, const REGISTERS: bool>(
             Group::Finish { factors, weight } => {
                 finish(F::from_f64(*weight), acc, partial, *factors);
             }
-            Group::Positions(term) => positions(job, term, acc, scratch),
+            Group::Positions(terms) => positions(job, terms, acc, scratch),
             Group::Match(term) => lookup::add_match(job, term, acc),
             Group::Cross(term) => lookup::add_cross(job, term, acc),
         }
@@ -377,12 +377,12 @@ fn finish<F: Real, const MR: usize>(
 #[inline(always)]
 fn positions<F: Real, const MR: usize>(
     job: &Sweep<'_, F, MR>,
-    term: &Positions,
+    terms: &[Positions],
     acc: &mut [Tile<F, MR>],
     scratch: &mut [Tile<F, MR>],
 ) {
     let pairs = job.pairs.len();
-    let (chains, sums) = scratch.split_at_mut(pairs);
+    let (chains, sums) = scratch.split_at_mut(terms.len() * pairs);
     for p in job.p.clone() {
         for q in job.q.clone() {
             if !job.wanted(p, q) {
@@ -390,13 +390,15 @@ fn positions<F: Real, const MR: usize>(
             }
             let at = job.at(p, q);
             let acc = &mut acc[at..at + pairs];
-            if term.groups * term.positions == 1 {
-                single(job, term, (p, q), acc);
+            if terms[0].groups * terms[0].positions == 1 {
+                single(job, terms, (p, q), acc);
             } else {
-                let sums = &mut sums[..pairs];
-                all_positions(job, term, (p, q), chains, sums);
-                for (acc, sum) in acc.iter_mut().zip(sums) {
-                    add_weighted(acc, F::from_f64(term.weight), sum);
+                let sums = &mut sums[..terms.len() * pairs];
+                all_positions(job, terms, (p, q), chains, sums);
+                for (term, sums) in terms.iter().zip(sums.chunks(pairs)) {
+                    for (acc, sum) in acc.iter_mut().zip(sums) {
+                        add_weighted(acc, F::from_f64(term.weight), sum);
+                    }
                 }
             }
             if job.stopped() {
@@ -410,23 +412,25 @@ fn positions<F: Real, const MR: usize>(
 #[inline(always)]
 fn single<F: Real, const MR: usize>(
     job: &Sweep<'_, F, MR>,
-    term: &Positions,
+    terms: &[Positions],
     (p, q): (usize, usize),
     acc: &mut [Tile<F, MR>],
 ) {
-    let weight = F::from_f64(term.weight);
     let mut left = None;
-    for (acc, &(r, s)) in acc.iter_mut().zip(job.pairs) {
-        if let Some(node) = term.acts
-            && (left.is_none() || term.acts_by_output)
-        {
-            let units = if term.acts_by_output { (r, s) } else { (0, 0) };
-            left = Some(whole_gram(job, node, (p, q), units));
-        }
-        let right = whole_gram(job, term.cots, (p, q), (r, s));
-        match &left {
-            Some(left) => add_product(acc, weight, left, &right),
-            None => add_weighted(acc, weight, &right),
+    for term in terms {
+        let weight = F::from_f64(term.weight);
+        for (acc, &(r, s)) in acc.iter_mut().zip(job.pairs) {
+            if let Some(node) = term.acts
+                && (left.is_none() || term.acts_by_output)
+            {
+                let units = if term.acts_by_output { (r, s) } else { (0, 0) };
+                left = Some(whole_gram(job, node, (p, q), units));
+            }
+            let right = whole_gram(job, term.cots, (p, q), (r, s));
+            match &left {
+                Some(left) => add_product(acc, weight, left, &right),
+                None => add_weighted(acc, weight, &right),
+            }
         }
     }
 }
@@ -441,11 +445,11 @@ fn whole_gram<F: Real, const MR: usize>(
     gram(job.rows[node].panel(p, row), job.cols[node].panel(q, col))
 }
 
-/// `sums[pair] = sum over groups and pairs of positions`, pairs `(t, u)` and `(u, t)` together.
+/// `sums[leaf][pair] = sum over groups and pairs of positions`, pairs `(t, u)` and `(u, t)` together.
 #[inline(always)]
 fn all_positions<F: Real, const MR: usize>(
     job: &Sweep<'_, F, MR>,
-    term: &Positions,
+    terms: &[Positions],
     at: (usize, usize),
     chains: &mut [Tile<F, MR>],
     sums: &mut [Tile<F, MR>],
@@ -453,10 +457,10 @@ fn all_positions<F: Real, const MR: usize>(
     sums.fill([[F::ZERO; MR]; NR]);
     chains.fill([[F::ZERO; MR]; NR]);
     let mut length = 0;
-    for g in 0..term.groups {
-        for t in 0..term.positions {
+    for g in 0..terms[0].groups {
+        for t in 0..terms[0].positions {
             for u in 0..=t {
-                position_pair(job, term, at, (g, t, u), chains);
+                position_pair(job, terms, at, (g, t, u), chains);
                 length += 1;
                 if length == PAIR_CHAIN {
                     join(sums, chains);
@@ -482,15 +486,17 @@ fn join<F: Real, const MR: usize>(sums: &mut [Tile<F, MR>], chains: &mut [Tile<F
 #[inline(always)]
 fn position_pair<F: Real, const MR: usize>(
     job: &Sweep<'_, F, MR>,
-    term: &Positions,
+    terms: &[Positions],
     (p, q): (usize, usize),
     (g, t, u): (usize, usize, usize),
     chains: &mut [Tile<F, MR>],
 ) {
-    let unit = |r: usize, t: usize| (r * term.groups + g) * term.positions + t;
+    let (groups, positions) = (terms[0].groups, terms[0].positions);
+    let unit = |r: usize, t: usize| (r * groups + g) * positions + t;
     let mut left = [[F::ONE; MR]; NR];
     let mut left_turned = left;
-    for (index, (chain, &(r, s))) in chains.iter_mut().zip(job.pairs).enumerate() {
+    let leaves = terms.iter().flat_map(|term| job.pairs.iter().map(move |pair| (term, pair)));
+    for (index, (chain, (term, &(r, s)))) in chains.iter_mut().zip(leaves).enumerate() {
         if let Some(node) = term.acts
             && (index == 0 || term.acts_by_output)
         {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use rustix::fs::{Advice, CWD, FallocateFlags, RenameFlags};
+use rustix::fs::{CWD, FallocateFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::fault::{Fault, Result};
@@ -290,8 +290,11 @@ impl Vfs for Disk {
     }
 
     fn forget(&self, file: &File) {
-        // Advice only: a file system that does not take it loses nothing but memory.
-        let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
+        // Advice only: a system that does not take it loses nothing but memory.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+        #[cfg(not(target_os = "linux"))]
+        let _ = file;
     }
 
     fn try_lock(&self, file: &File, shared: bool) -> io::Result<Option<bool>> {
