@@ -34,9 +34,8 @@ class Multiplied:
     def block(self, rows: Any, cols: Any) -> Float:
         """Return entries, from whichever side needs fewer products."""
         down, across = (np.arange(s)[i] for s, i in zip(self.shape, (rows, cols), strict=True))
-        if len(across) <= len(down):
-            return self._columns(across)[down]
-        entries: Float = self._rows(down)[:, across]
+        few = len(across) <= len(down)
+        entries: Float = self._columns(across)[down] if few else self._rows(down)[:, across]
         return entries
 
     def _columns(self, index: Any) -> Float:
