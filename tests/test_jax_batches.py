@@ -208,6 +208,9 @@ def test_overlapping_uses_are_told_apart(monkeypatch):
 
     blind = entk.jax.factors(same, params, X, audit=False)
     assert error(blind, summed(jacobian(f, params, X))) > 100 * JACOBIAN["float32"]
+    with pytest.warns(entk.jax.ModelWarning, match="W failed the audit"):
+        seen = entk.jax.factors(same, params, X)
+    assert error(seen, summed(jacobian(f, params, X))) < JACOBIAN["float32"]
 
 
 def test_gradients_that_depend_on_the_batching_are_refused():

@@ -117,9 +117,19 @@ def _failing(
         mine = [(part, a) for part, a in zip(parts, arrays, strict=True) if part.leaf == k]
         terms = sum(_subtract(part, a, weights, left) for part, a in mine)
         bound = sqrt(eps) * (size + 0.1 * whole) + 8 * eps * terms
-        if not float(np.linalg.norm(left)) <= bound:
+        if _overlap([part for part, _ in mine], left.size) or not np.linalg.norm(left) <= bound:
             wrong.add(k)
     return wrong
+
+
+def _overlap(parts: Sequence[Part], size: int) -> bool:
+    """Tell whether leaves of one parameter share elements: their kernels would lack cross terms."""
+    if len(parts) == 1:
+        return False
+    times = np.zeros(size, np.int32)
+    for part in parts:
+        times[part.positions()] += 1
+    return bool((times > 1).any())
 
 
 def _subtract(
