@@ -19,6 +19,7 @@ def main():
     parser.add_argument("--kills", type=int, default=1000, help="kills a format")
     parser.add_argument("--n", type=int, default=1024, help="examples")
     parser.add_argument("--tile", type=int, default=64, help="side of a tile")
+    parser.add_argument("--formats", nargs="+", default=["npy", "zarr"])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
@@ -28,7 +29,7 @@ def main():
     factors = mlp(np.random.default_rng(options.seed), options.n, widths=((256, 256),) * 2)
     print("format,kills,finished,wrong,most_lost,resume_p50_s,resume_p99_s")
     failed = False
-    for suffix in ("npy", "zarr"):
+    for suffix in options.formats:
         with tempfile.TemporaryDirectory() as folder:
             tally = series(folder, suffix, factors, options.tile, options.kills, options.seed)
         p50, p99 = np.quantile(tally.resume_seconds, [0.5, 0.99])

@@ -17,6 +17,10 @@ pub enum Triangle {
     Lower,
 }
 
+/// Most units of a store: what is remembered of each must not fill the memory, whatever a manifest
+/// from outside says.
+const MOST_UNITS: usize = 1 << 27;
+
 /// How a kernel is cut into units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
@@ -78,6 +82,13 @@ impl Grid {
             return Err(Fault::Format(text));
         }
         let (tile_rows, tile_cols) = (tile.min(rows.max(1)), tile.min(cols.max(1)));
+        let (down, across) = (rows.div_ceil(tile_rows), cols.div_ceil(tile_cols));
+        let units = if symmetric { down.checked_mul(down + 1) } else { down.checked_mul(across) };
+        if units.is_none_or(|units| units > MOST_UNITS) {
+            let text =
+                format!("tile {tile} cuts shape {shape:?} into too many tiles; take a larger one");
+            return Err(Fault::Format(text));
+        }
         Ok(Self { planes, rows, cols, tile_rows, tile_cols, symmetric, triangle, item })
     }
 
@@ -222,6 +233,14 @@ mod tests {
     fn empty_kernels_have_no_units() {
         for shape in [&[0, 0][..], &[0, 5], &[5, 0], &[0, 5, 5]] {
             assert_eq!(Grid::new(shape, 4, 4, false, Triangle::Full).unwrap().units(), 0);
+        }
+    }
+
+    #[test]
+    fn more_tiles_than_memory_holds_are_refused() {
+        for symmetric in [false, true] {
+            let many = Grid::new(&[1 << 30, 1 << 30], 1, 4, symmetric, Triangle::Full);
+            assert!(many.unwrap_err().to_string().contains("too many tiles"));
         }
     }
 
