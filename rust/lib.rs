@@ -13,8 +13,10 @@
 //! | module | part |
 //! |---|---|
 //! | [`program`] | leaves to nodes and terms |
-//! | [`plan`] | blocks, passes, bytes, flops |
-//! | [`block`] | one block of the kernel: pack, sweep, write |
+//! | [`schedule`] | terms to passes and groups |
+//! | [`plan`] | blocks and bytes, from a memory limit |
+//! | [`cost`] | flops |
+//! | [`block`] | one block of the kernel: pack (`side.rs`), sweep, write |
 //! | [`pool`] | workers |
 //! | [`limits`] | the memory that the process may use |
 //! | [`kernel`] | the arithmetic |
@@ -22,6 +24,7 @@
 //! | [`error`] | what can go wrong |
 
 pub mod block;
+pub mod cost;
 pub mod error;
 #[allow(unsafe_code, reason = "views, buffers, the result's pointer, and instruction sets")]
 pub mod kernel;
@@ -29,6 +32,8 @@ pub mod limits;
 pub mod plan;
 pub mod pool;
 pub mod program;
+pub mod schedule;
+mod side;
 pub mod store;
 
 #[cfg(feature = "python")]

@@ -3,9 +3,11 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use entk::block::{Call, Cut};
+use entk::cost::Cost;
 use entk::kernel::{DType, Isa, MR_F32, MR_F64, Out, Real, View};
-use entk::plan::{Blocks, Cost, STEP, Schedule, Sizes};
+use entk::plan::{Blocks, STEP, Sizes};
 use entk::program::{Entry, Leaf, Mode, Program, Use};
+use entk::schedule::Schedule;
 use ndarray::{ArrayView, ArrayViewMut};
 
 /// A float32 array `[n, r, g, t, k]` of small integers: sums of their products are exact.

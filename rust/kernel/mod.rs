@@ -19,6 +19,7 @@
 //! | `expand.rs` | `sum_t acts (x) cots` into panels (plan B) |
 //! | `body.rs` | the arithmetic of a register tile, once |
 //! | `sweep.rs` | a macro tile: the loops over leaves, panels and chain blocks |
+//! | `positions.rs` | leaves with positions, groups or several outputs |
 //! | `lookup.rs` | leaves whose left factor is one-hot |
 //! | `isa.rs` | which instruction sets this CPU has, and the sweep compiled for each |
 //! | `peak.rs` | the FMA rate that benches compare with |
@@ -41,6 +42,7 @@ mod isa;
 mod lookup;
 mod pack;
 mod peak;
+mod positions;
 mod real;
 mod scan;
 mod sweep;
@@ -53,9 +55,10 @@ pub use isa::{FloatState, Isa, expand_panels, sweep};
 pub use lookup::{CHUNK, Cross, Match, Merged, MergedChunk, PlainRows};
 pub use pack::{Packed, PanelShape, Part, Reduce, Source, pack_panels};
 pub use peak::fma_peak;
+pub use positions::Positions;
 pub use real::Real;
 pub use scan::Scan;
-pub use sweep::{Group, Operand, Positions, Step, Sweep, WIDE_COLS};
+pub use sweep::{Group, Operand, Step, Sweep, WIDE_COLS};
 pub use view::{AXES, DType, View};
 pub use write::{Layout, Out, Region};
 

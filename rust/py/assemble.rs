@@ -13,9 +13,10 @@ use pyo3::types::{PyDict, PyList};
 use super::array::{Held, HeldLeaves};
 use super::error::{raise, to_python};
 use crate::block::{Call, Cut};
+use crate::cost::Cost;
 use crate::error::Error;
 use crate::kernel::{Isa, MR_F32, MR_F64, Out, Scan, View};
-use crate::plan::{Blocks, Cost, Sizes};
+use crate::plan::{Blocks, Sizes};
 use crate::pool;
 use crate::program::{Mode, Program};
 
