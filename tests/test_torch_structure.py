@@ -15,6 +15,8 @@ from torch_networks import (  # noqa: E402
     Batched,
     Functional,
     FusedParts,
+    Joined,
+    LearnedQueries,
     Partial,
     RowsByIndex,
     TiedAutoencoder,
@@ -50,6 +52,20 @@ def test_parts_of_a_fused_parameter_are_leaves_of_their_own():
         for i in range(parts)
     )
     assert set(kinds(factors).values()) == {"Outer"}
+
+
+def test_joined_parameters_keep_their_structure():
+    factors = checked(Joined(), torch.randn(2, 9))
+    assert {n: k for n, k in kinds(factors).items() if "kernels" not in n} == {
+        "q": "Outer", "k": "Outer", "a": "Outer", "b": "Outer", "mixed": "Tied",
+    }  # fmt: skip
+
+
+def test_a_parameter_is_data_to_the_weight_that_meets_it():
+    factors = checked(LearnedQueries(), torch.randn(2, 1, 12), "sum")
+    found = kinds(factors)
+    assert found["project.weight"] == found["values.weight"] == "Outer"
+    assert found["queries"] == found["token"] == found["low"] == found["rank"] == "Dense"
 
 
 def test_every_spelling_of_a_matrix_product_is_structured():

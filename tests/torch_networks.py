@@ -155,6 +155,46 @@ class FusedParts(nn.Module):
         return (torch.tanh(x @ first) @ second).mean(1)
 
 
+class Joined(nn.Module):
+    """Parameters joined into one weight, one of them also used alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.q = nn.Parameter(torch.randn(10, 9) / 3)
+        self.k = nn.Parameter(torch.randn(8, 9) / 3)
+        self.a = nn.Parameter(torch.randn(9, 18) / 3)
+        self.b = nn.Parameter(torch.randn(9, 18) / 3)
+        self.kernels = nn.ParameterList([nn.Parameter(torch.randn(4, 3, 2)) for _ in range(2)])
+        self.mixed = nn.Parameter(torch.randn(9, 9) / 3)
+
+    def forward(self, x):
+        x = torch.tanh(
+            torch.einsum("ni,gio->ngo", x, torch.stack([self.mixed, 0.5 * self.mixed.T]))
+        )
+        x = torch.tanh(F.linear(x.sum(1), torch.cat([self.q, self.k])))
+        x = torch.tanh(x @ torch.cat([self.a, -self.b]).T) @ self.a.T
+        return F.conv1d(x.reshape(-1, 3, 3), torch.cat(list(self.kernels)))
+
+
+class LearnedQueries(nn.Module):
+    """Learned queries that a projection meets directly, and tokens joined to the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, 2, 12))
+        self.token = nn.Parameter(torch.randn(1, 1, 12))
+        self.project = nn.Linear(12, 12)
+        self.values = nn.Linear(12, 12)
+        self.low = nn.Parameter(torch.randn(12, 2))
+        self.rank = nn.Parameter(torch.randn(2, 12))
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), 1, 12), x], 1)
+        v = self.values(x)
+        q = self.project(self.queries).expand(len(x), 2, 12)
+        return F.scaled_dot_product_attention(q, v, v) @ (self.low @ self.rank)
+
+
 class Functional(nn.Module):
     """Products of matrices in every spelling that reaches a weight."""
 

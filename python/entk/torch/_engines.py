@@ -120,7 +120,8 @@ class Together:
         sites: list[Site] = []
 
         def run(zeros: list[Tensor], free: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-            tap = Tap({k: fixed[k] for k in plan.tapped}, _expected(zeros))
+            tagged = {**fixed, **free} if plan.tapped else {}
+            tap = Tap(tagged, _expected(zeros), plan.tapped)
 
             def work() -> Tensor:
                 with self.decisions, tap:
@@ -186,7 +187,8 @@ class OneByOne:
             return zeros[-1]
 
         watched = plan.tapped | plan.unseen
-        tap = Tap({k: {**network.parameters, **free}[k] for k in watched}, perturb)
+        tagged = {**network.parameters, **free} if watched else {}
+        tap = Tap(tagged, perturb, watched)
 
         def work() -> list[list[Tensor | None]]:
             with tap:

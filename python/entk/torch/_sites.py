@@ -63,19 +63,28 @@ def one_tagged(tagged: IsTagged, x: Any, weight: Any) -> bool:
     return tagged(weight) and isinstance(x, Tensor) and not tagged(x)
 
 
+def smaller(use: Use) -> bool:
+    """Whether the factors of one use are smaller than the gradient."""
+    _, t, d_in = use.acts.shape
+    d_out = use.weight.numel() // (use.acts.shape[0] * d_in)
+    return t * (d_in + d_out) < d_in * d_out
+
+
 def linear(tagged: IsTagged, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Use | None:
     """``y = x W^T + b``."""
     call = bind("input weight bias", args, kwargs)
     x, weight = call["input"], call["weight"]
-    if not one_tagged(tagged, x, weight):
+    if not tagged(weight):
         return None
     d_in, d_out = weight.shape[-1], math.prod(weight.shape[:-1])
-    return Use(
+    use = Use(
         weight,
         x.detach().reshape(1, -1, d_in),
         lambda d: d.reshape(1, -1, d_out),
         lambda w: w.reshape(1, d_out, d_in).mT,
     )
+    # Of two parameters (learned queries in a projection) the other one is data to this one.
+    return use if not tagged(x) or smaller(use) else None
 
 
 def matmul(tagged: IsTagged, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Use | None:
@@ -106,6 +115,8 @@ def _product(tagged: IsTagged, a: Any, b: Any) -> Use | None:
         return _right(a.detach(), b)
     if one_tagged(tagged, b, a):
         return _left(a, b.detach())
+    if tagged(a) and tagged(b):  # the other one is data to this one
+        return next((u for u in (_right(a.detach(), b), _left(a, b.detach())) if smaller(u)), None)
     return None
 
 

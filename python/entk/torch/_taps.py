@@ -10,7 +10,7 @@ user's code itself runs, `no_grad`, `detach` and custom `autograd.Function`s kee
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from entk.torch import _views
 from entk.torch._convolutions import CONVOLUTION_RULES
+from entk.torch._fused import JOINS, Fused, fused
 from entk.torch._lookups import LOOKUP_RULES, embedding_bag
 from entk.torch._recurrent import SPELLED
 from entk.torch._sites import MATRIX_RULES, Rule, Use
@@ -58,6 +59,9 @@ class Site:
 class Tap(TorchFunctionMode):
     """Watch the uses of `parameters` and perturb their outputs.
 
+    Of those that are not `live` the tags are followed, so that every run sees the same, and nothing
+    is noted.
+
     Attributes
     ----------
     sites : list of Site
@@ -66,13 +70,19 @@ class Tap(TorchFunctionMode):
         Leaves that an operation without structure touched, with its name.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], perturb: Perturb | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        perturb: Perturb | None = None,
+        live: Container[str] | None = None,
+    ) -> None:
         super().__init__()
+        self._live = parameters if live is None else live
         self.sites: list[Site] = []
         self.dense: dict[str, str] = {}
         self._perturb = perturb
         self._loops = 0
-        self._views = {id(p): View(name) for name, p in parameters.items()}
+        self._views: dict[int, View | Fused] = {id(p): View(name) for name, p in parameters.items()}
         # Tags are by identity: a tagged tensor that died would pass its tag to a stranger.
         self._alive: list[Tensor] = list(parameters.values())
 
@@ -100,7 +110,11 @@ class Tap(TorchFunctionMode):
         return self._single(func, args, kwargs, seen)
 
     def _single(
-        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: list[View]
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        seen: Sequence[View | Fused],
     ) -> Any:
         """Run one operation on tagged tensors: a view, a site, or a use without structure."""
         if func is Tensor.__iter__:
@@ -112,18 +126,35 @@ class Tap(TorchFunctionMode):
                 return shown
         if func in _views.DETACHED or func in _views.VALUELESS:
             return func(*args, **kwargs)
+        joined = self._joined(func, args, kwargs)
+        if joined is not None:
+            return joined
         rule = RULES.get(func)
         use = rule(self._is_tagged, args, kwargs) if rule else None
         out = func(*args, **kwargs)
-        if use is not None:
-            site = Site(self._views[id(use.weight)], use, out, self._loops > 0)
+        uses = None if use is None else self._uses(use)
+        if use is not None and uses is not None:
             self._touch([t for t in _tensors(args, kwargs) if t is not use.weight], func)
-            return self._tapped(site)
+            for shown, own in uses:
+                if shown.leaf in self._live:
+                    out = self._tapped(Site(shown, own, out, self._loops > 0))
+            return out
         if view is None and (func in _views.COPIES or func in _views.VALUELESS):
             return out  # only a type or a shape was asked of the parameter
         if any(t.is_floating_point() or t.is_complex() for t in _tensors((out,), {})):
             self._touch(_tensors(args, kwargs), func)
         return out
+
+    def _uses(self, use: Use) -> list[tuple[View, Use]] | None:
+        view = self._views[id(use.weight)]
+        return [(view, use)] if isinstance(view, View) else view.uses(use)
+
+    def _joined(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """Run an operation that joins parameters, and tag its result."""
+        if func not in JOINS:
+            return None
+        view = fused(func, args, kwargs, lambda part: self._views.get(id(part)))
+        return None if view is None else self._tag(func(*args, **kwargs), view)
 
     def _tapped(self, site: Site) -> Tensor:
         number = len(self.sites)
@@ -131,7 +162,7 @@ class Tap(TorchFunctionMode):
         return site.out + self._perturb(number, site.out) if self._perturb else site.out
 
     def _shown(
-        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], view: View
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], view: View | Fused
     ) -> Any:
         """Run what only re-arranges, copies or scales a parameter, and tag its result."""
         if func in _views.COPIES:
@@ -149,7 +180,7 @@ class Tap(TorchFunctionMode):
             self._tag(part, view.then(_part(func, i, rest, kwargs)))
         return out
 
-    def _tag(self, tensor: Tensor, view: View) -> Tensor:
+    def _tag(self, tensor: Tensor, view: View | Fused) -> Tensor:
         self._views[id(tensor)] = view
         self._alive.append(tensor)
         return tensor
@@ -170,7 +201,9 @@ class Tap(TorchFunctionMode):
         for tensor in tensors:
             if id(tensor) in self._views:
                 name = resolve_name(func) or getattr(func, "__name__", "an operation")
-                self.dense.setdefault(self._views[id(tensor)].leaf, name)
+                for leaf in self._views[id(tensor)].leaves:
+                    if leaf in self._live:
+                        self.dense.setdefault(leaf, name)
 
 
 def _tensors(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:

@@ -59,6 +59,11 @@ class View:
     steps: tuple[Step, ...] = ()
     scale: float = 1.0
 
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The parameters that the tensor shows."""
+        return (self.leaf,)
+
     def then(self, step: Step) -> View:
         """Return the view after one more step."""
         return replace(self, steps=(*self.steps, step))
