@@ -217,6 +217,12 @@ def test_names_of_other_formats_are_refused(rng, tmp_path, name):
         entk.assemble(mlp(rng, 3), out=tmp_path / name)
 
 
+def test_more_tiles_than_can_be_kept_account_of_are_refused(tmp_path):
+    many = entk.Factors({"w": entk.Dense(np.broadcast_to(np.float32(1), (50_000, 1)))})
+    with pytest.raises(entk.InputError, match="too many tiles; take a larger one"):
+        entk.assemble(many, out=tmp_path / "K.npy", tile=1)
+
+
 def test_options_that_contradict_each_other_are_refused(rng, tmp_path):
     factors, path = mlp(rng, 4), tmp_path / "K.npy"
     with pytest.raises(entk.InputError, match="contradict"):

@@ -19,7 +19,7 @@ import numpy as np
 
 from entk import _core, _manifest, _options, _out, _paths, _plan, _unfinished
 from entk._arrays import AnyArray
-from entk._errors import InputError, MemoryLimitError, StoreError
+from entk._errors import InputError, MemoryLimitError, StoreError, StoreFormatError
 from entk._problem import Cut
 from entk._unfinished import Store
 from entk._watch import Watch
@@ -136,18 +136,23 @@ def plan_to_path(job: Job) -> Plan:
 
     Raises
     ------
+    InputError
+        If there would be more tiles than can be kept account of.
     MemoryLimitError
         If not even one tile fits beside the core's own work.
     """
     _plan.check_sizes(job.problem, job.dtype)
-    layout = _core.Layout(
-        "npy",
-        list(job.problem.shape),
-        job.tile,
-        4 if job.dtype == "float32" else 8,
-        symmetric=job.problem.other is None,
-        lower=False,
-    )
+    try:
+        layout = _core.Layout(
+            "npy",
+            list(job.problem.shape),
+            job.tile,
+            4 if job.dtype == "float32" else 8,
+            symmetric=job.problem.other is None,
+            lower=False,
+        )
+    except StoreFormatError as error:
+        raise InputError(str(error)) from None
     try:
         return job.plan(buffers(job, layout))
     except MemoryLimitError as error:
