@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import entk.jax
 from jax_networks import Numbers
@@ -187,6 +188,26 @@ def test_a_well_formed_network_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         entk.jax.factors(linear, W, X)
+
+
+@pytest.mark.parametrize("kind", [nnx.BatchNorm, nnx.Dropout])
+def test_modules_that_change_their_state_are_refused_until_they_are_in_evaluation_mode(kind):
+    module = kind(0.5 if kind is nnx.Dropout else 5, rngs=nnx.Rngs(0))
+    net = nnx.Sequential(nnx.Linear(5, 5, rngs=nnx.Rngs(0)), module)
+
+    def taken():
+        graph, params, rest = nnx.split(net, nnx.Param, ...)
+        return entk.jax.factors(lambda p, x: nnx.merge(graph, p, rest)(x), params, X)
+
+    with pytest.raises(entk.ModelError, match=r"changes its own state.*model\.eval\(\)"):
+        taken()
+    net.eval()
+    assert taken().n == 4
+
+
+def test_python_branches_on_values_are_refused():
+    with pytest.raises(entk.ModelError, match=r"cannot trace.*jnp\.where"):
+        entk.jax.factors(lambda w, x: x @ w if x.sum() > 0 else x, W, X)
 
 
 def test_errors_of_the_network_itself_pass_through():

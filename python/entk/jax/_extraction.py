@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from entk._errors import ModelError
 from entk.jax._compat import abstract
 from entk.jax._directions import Directions, directions
 from entk.jax._independence import check_independence
@@ -18,6 +19,16 @@ from entk.jax._program import Program, Trace, cached, full_precision, make_progr
 from entk.jax._warnings import warn_captured
 
 _LOOKED_AT = 3
+
+_UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+_STATEFUL = ("InvalidRngError", "ModifyScopeVariableError", "TraceContextError", "TraceLevelError")
+"""Errors of Flax, by name, for state or random numbers in a function that should have none."""
 
 
 @dataclass
@@ -78,7 +89,7 @@ def prepare(
     """Trace the network on the shapes of one example, read `outputs`, check independence."""
     net = network(f, params)
     example = jax.tree.map(_example, x)
-    traced = trace(net.one, net.leaves, example)
+    traced = _traced(net, example)
     warn_captured(traced)
     meant = directions(outputs, n, int(traced.out.shape[0]))
     work = Extraction(net, traced, example, meant, structure)
@@ -87,6 +98,30 @@ def prepare(
     if not passed and check_independence(net, examples_at(x, picks(n), min(n, _LOOKED_AT))):
         passed.add("independence")
     return work
+
+
+def _traced(net: Network, example: Any) -> Trace:
+    """Trace the network for one example; say what to do where it cannot be."""
+    try:
+        return trace(net.one, net.leaves, example)
+    except _UNTRACEABLE as error:
+        raise ModelError(
+            "JAX cannot trace the network, because Python code looks at values that are only known"
+            f" when it runs: {_first_line(error)}. Use jnp.where or jax.lax.cond, or close over"
+            " what is no parameter"
+        ) from error
+    except Exception as error:
+        if type(error).__name__ not in _STATEFUL:
+            raise
+        raise ModelError(
+            f"the network changes its own state or draws random numbers: {_first_line(error)}."
+            " Switch dropout off and BatchNorm to running statistics (NNX: model.eval() before"
+            " nnx.split; linen: deterministic=True, use_running_average=True)"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def picks(n: int) -> list[int]:
