@@ -321,6 +321,7 @@ CHANGES = {
     "arrays": lambda m: m.update(arrays={}),
     "format": lambda m: m.update(format=2),
     "a kernel": lambda m: m.update(kind="kernel"),
+    "unknown": lambda m: m.update(hook="os.system"),
 }
 
 

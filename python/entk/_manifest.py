@@ -36,6 +36,15 @@ IDENTITY = (
     "leaf_weights",
 )
 
+# Whatever else a manifest holds was not written by this version.
+_BOTH = ("kind", "format", "outputs", "leaves", "versions", "complete", "replaces", _SUM)
+_KNOWN = {
+    "kernel": frozenset(
+        (*_BOTH, *IDENTITY, "symmetric", "normalisation", "fingerprints", "certificate")
+    ),
+    "factors": frozenset((*_BOTH, "n_outputs", "arrays", "meta", "n")),
+}
+
 Manifest = dict[str, Any]
 
 
@@ -101,6 +110,9 @@ def opened(found: object, where: str, kind: str) -> Manifest:
         raise StoreFormatError(f"{where}: the manifest does not match its checksum")
     if found.get("kind") != kind:
         raise StoreFormatError(f"{where}: holds {found.get('kind')!r}, not a {kind}")
+    unknown = sorted(set(found) - _KNOWN[kind])
+    if unknown:
+        raise StoreFormatError(f"{where}: unknown field {unknown[0]!r}")
     return found
 
 
