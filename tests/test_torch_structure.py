@@ -144,6 +144,33 @@ def test_without_structure_every_leaf_is_the_plain_jacobian():
     assert_extracted(difference(jac, gradients(module, x, row)[:, 0]))
 
 
+@pytest.mark.parametrize("audit", [True, False])
+@pytest.mark.parametrize("how", ["item", "masked_fill_", "mul_", "mask"])
+def test_a_weight_that_is_written_to_before_its_use_is_dense(how, audit):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(8, 9))
+
+        def forward(self, x):
+            w = self.w.clone()
+            mask = torch.ones(8, 9, dtype=x.dtype).triu()
+            if how == "item":
+                w[2] = 0.0
+            elif how == "masked_fill_":
+                w.masked_fill_(mask == 0, 0.0)
+            elif how == "mul_":
+                w.mul_(mask)
+            else:
+                w = w * mask
+            return x @ w
+
+    module, x = Masked().double(), torch.randn(2, 8, dtype=torch.float64)
+    relative, factors = error(module, x, audit=audit)
+    assert_extracted(relative)
+    assert kinds(factors) == {"w": "Dense"}
+
+
 def test_overlapping_parts_become_dense():
     class Overlap(nn.Module):
         def __init__(self):

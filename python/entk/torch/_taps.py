@@ -141,7 +141,9 @@ class Tap(TorchFunctionMode):
             return out
         if view is None and (func in _views.COPIES or func in _views.VALUELESS):
             return out  # only a type or a shape was asked of the parameter
-        if any(t.is_floating_point() or t.is_complex() for t in _tensors((out,), {})):
+        # What gives no real number (a shape, a comparison) has no gradient, unless it writes.
+        writes = func is Tensor.__setitem__
+        if writes or any(t.is_floating_point() or t.is_complex() for t in _tensors((out,), {})):
             self._touch(_tensors(args, kwargs), func)
         return out
 
@@ -244,7 +246,10 @@ def _is_composite(func: Any) -> bool:
     )
 
 
-_OPENED: dict[Any, Callable[..., Any]] = {}
+_NEVER = dict.fromkeys(
+    ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"),
+    lambda *_: False,
+)
 
 
 def _opened(func: types.FunctionType) -> Callable[..., Any]:
@@ -253,18 +258,8 @@ def _opened(func: types.FunctionType) -> Callable[..., Any]:
     Such functions (attention, `embedding`) hand themselves over whole as soon as a mode is active;
     with the question answered "no" their steps are seen one by one.
     """
-    if func not in _OPENED:
-        never = dict.fromkeys(
-            ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"),
-            lambda *_: False,
-        )
-        inside = types.FunctionType(
-            func.__code__,
-            {**func.__globals__, **never},
-            func.__name__,
-            func.__defaults__,
-            func.__closure__,
-        )
-        inside.__kwdefaults__ = func.__kwdefaults__
-        _OPENED[func] = inside
-    return _OPENED[func]
+    code, defaults, closure = func.__code__, func.__defaults__, func.__closure__
+    names = {**func.__globals__, **_NEVER}
+    inside = types.FunctionType(code, names, func.__name__, defaults, closure)
+    inside.__kwdefaults__ = func.__kwdefaults__
+    return inside
