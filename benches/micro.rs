@@ -15,7 +15,7 @@ use ndarray::ArrayView;
 
 const SIDE: usize = 192;
 /// Fraction of the peak that a sweep must reach, by width.
-const FLOORS: [(usize, f64); 4] = [(16, 0.55), (64, 0.75), (128, 0.8), (1024, 0.75)];
+const FLOORS: [(usize, f64); 4] = [(16, 0.65), (64, 0.85), (128, 0.85), (1024, 0.7)];
 /// Elements a nanosecond that the pack must reach.
 const PACK_FLOOR: f64 = 0.25;
 

@@ -48,7 +48,10 @@ impl<'a, F> Rows<'a, F> {
     /// If the slice is too short, or rows overlap.
     pub fn new(data: &'a [F], rows: usize, k: usize, stride: usize) -> Self {
         assert!(k <= stride, "rows of {k} overlap at a stride of {stride}");
-        assert!(rows == 0 || (rows - 1) * stride + k <= data.len(), "a matrix of too short a slice");
+        assert!(
+            rows == 0 || (rows - 1) * stride + k <= data.len(),
+            "a matrix of too short a slice"
+        );
         Self { data, rows, k, stride }
     }
 

@@ -141,7 +141,6 @@ struct Block {
 }
 
 /// What one worker keeps.
-#[derive(Default)]
 struct Worker<F> {
     acc: Vec<F>,
     gram: Vec<F>,
@@ -150,6 +149,14 @@ struct Worker<F> {
     right: Vec<F>,
     bytes: Vec<u8>,
     random: u64,
+}
+
+impl<F> Worker<F> {
+    fn new(index: usize) -> Self {
+        let [acc, gram, other, left, right] = [(); 5].map(|()| Vec::new());
+        let random = 0x9E37_79B9_7F4A_7C15 ^ index as u64;
+        Self { acc, gram, other, left, right, bytes: Vec::new(), random }
+    }
 }
 
 /// Everything of one output plane, or all pairs of outputs.
@@ -185,9 +192,7 @@ impl<F: Real> Engine<'_, F> {
             Sink { out: Mutex::new(out), double, origin: (rows.start, cols.start), mirror: square };
         let finite = AtomicBool::new(true);
         let failed = Mutex::new(None);
-        let mut workers: Vec<Worker<F>> = (0..self.threads)
-            .map(|index| Worker { random: 0x9E37_79B9_7F4A_7C15 ^ index as u64, ..Worker::default() })
-            .collect();
+        let mut workers: Vec<Worker<F>> = (0..self.threads).map(Worker::new).collect();
         let stop = AtomicBool::new(false);
         pool::run(&mut workers, blocks, &stop, |worker, block| {
             let result = self.block::<MR>(worker, &block);
@@ -453,7 +458,7 @@ fn number<F: Real>(bytes: &[u8]) -> F {
     }
 }
 
-fn parts(range: &Range<usize>, side: usize) -> impl Iterator<Item = Range<usize>> {
+fn parts(range: &Range<usize>, side: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let end = range.end;
     range.clone().step_by(side).map(move |start| start..(start + side).min(end))
 }
@@ -572,15 +577,17 @@ impl Check {
 
     /// Whether every row is within rounding; what is not finite is for others to judge.
     fn passes<F: Real>(&self, gram: &[F]) -> bool {
-        let unit = if size_of::<F>() == 8 { f64::EPSILON } else { f64::from(f32::EPSILON) };
-        let tiny = if size_of::<F>() == 8 { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
+        let single = size_of::<F>() == 4;
+        let unit = if single { f64::from(f32::EPSILON) } else { f64::EPSILON };
+        let tiny = if single { f64::from(f32::MIN_POSITIVE) } else { f64::MIN_POSITIVE };
         let roundings = SLACK * (self.features.min(KC) + self.features.div_ceil(KC) + 1) as f64;
         let floor = (self.features + 1) as f64 * self.signs.len() as f64 * tiny;
         let lines = gram.chunks_exact(self.signs.len().max(1));
         lines.zip(self.want.iter().zip(&self.size)).all(|(row, (&want, &size))| {
             let got: f64 = row.iter().zip(&self.signs).map(|(x, t)| x.to_f64() * t).sum();
-            let wrong = (got - want).abs() > roundings * unit * size + floor;
-            !wrong || !size.is_finite() || size >= f64::from(f32::MAX) && size_of::<F>() == 4
+            let right = (got - want).abs() <= roundings * unit * size + floor;
+            let overflows = !size.is_finite() || (single && size >= f64::from(f32::MAX));
+            right || overflows
         })
     }
 }
@@ -595,7 +602,12 @@ struct Sink<'a> {
 
 impl Sink<'_> {
     /// Write a finished block, and its mirror image. Returns whether all entries are finite.
-    fn write<F: Real>(&self, engine: &Engine<'_, F>, worker: &mut Worker<F>, block: &Block) -> bool {
+    fn write<F: Real>(
+        &self,
+        engine: &Engine<'_, F>,
+        worker: &mut Worker<F>,
+        block: &Block,
+    ) -> bool {
         let kept = rows_of_example(engine.program);
         let (m, n) = (block.rows.len() * kept, block.cols.len() * kept);
         let (row, col) =

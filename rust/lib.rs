@@ -17,15 +17,20 @@
 //! | [`plan`] | blocks and bytes, from a memory limit |
 //! | [`cost`] | flops |
 //! | [`block`] | one block of the kernel: pack (`side.rs`), sweep, write |
+//! | [`gemm`] | the same by BLAS |
+//! | [`blas`] | SciPy's BLAS |
 //! | [`pool`] | workers |
 //! | [`limits`] | the memory that the process may use |
 //! | [`kernel`] | the arithmetic |
 //! | [`store`] | kernels on disk |
 //! | [`error`] | what can go wrong |
 
+#[allow(unsafe_code, reason = "pointers into SciPy's BLAS, and its calls")]
+pub mod blas;
 pub mod block;
 pub mod cost;
 pub mod error;
+pub mod gemm;
 #[allow(unsafe_code, reason = "views, buffers, the result's pointer, and instruction sets")]
 pub mod kernel;
 pub mod limits;

@@ -31,6 +31,12 @@ impl<'a, F, const W: usize> Packed<'a, F, W> {
         self.k
     }
 
+    /// All panels.
+    #[inline(always)]
+    pub(super) fn all(&self) -> &'a [[F; W]] {
+        self.data
+    }
+
     /// The features of one unit of one panel.
     #[inline(always)]
     pub(super) fn panel(&self, panel: usize, unit: usize) -> &'a [[F; W]] {

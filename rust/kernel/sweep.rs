@@ -157,6 +157,54 @@ pub(super) fn run<F: Real, const MR: usize, const REGISTERS: bool>(
     }
 }
 
+/// An operand of a narrow leaf for one row panel.
+enum Ready<'a, F, const MR: usize> {
+    /// Row panel and all column panels of a node.
+    Gram { row: &'a [[F; MR]], cols: &'a [[F; NR]], slot: usize, again: bool },
+    /// Slot.
+    Kept(usize),
+}
+
+impl<'a, F: Real, const MR: usize> Ready<'a, F, MR> {
+    #[inline(always)]
+    fn new(job: &Sweep<'a, F, MR>, operand: Operand, p: usize) -> Self {
+        match operand {
+            Operand::Gram { node, slot, again } => {
+                let (row, cols) = (job.rows[node].panel(p, 0), job.cols[node].all());
+                Self::Gram { row, cols, slot, again }
+            }
+            Operand::Kept(slot) => Self::Kept(slot),
+        }
+    }
+
+    /// A Gram tile that stays in registers where there are enough for two.
+    #[inline(always)]
+    fn in_registers(&self, q: usize, kept: &mut [Tile<F, MR>; Group::SLOTS]) -> Tile<F, MR> {
+        match *self {
+            Self::Gram { row, cols, slot, again } => {
+                let tile = chain(row, &cols[q * row.len()..][..row.len()]);
+                if again {
+                    kept[slot] = tile;
+                }
+                tile
+            }
+            Self::Kept(slot) => kept[slot],
+        }
+    }
+
+    /// A Gram tile in its slot, which is memory.
+    #[inline(always)]
+    fn in_slot(&self, q: usize, kept: &mut [Tile<F, MR>; Group::SLOTS]) -> usize {
+        match *self {
+            Self::Gram { row, cols, slot, .. } => {
+                kept[slot] = chain(row, &cols[q * row.len()..][..row.len()]);
+                slot
+            }
+            Self::Kept(slot) => slot,
+        }
+    }
+}
+
 #[inline(always)]
 fn narrow<F: Real, const MR: usize, const REGISTERS: bool>(
     job: &Sweep<'_, F, MR>,
@@ -164,30 +212,39 @@ fn narrow<F: Real, const MR: usize, const REGISTERS: bool>(
     acc: &mut [Tile<F, MR>],
 ) {
     let mut kept = [[[F::ZERO; MR]; NR]; Group::SLOTS];
+    let mut ready = Vec::with_capacity(steps.len());
     for p in job.p.clone() {
+        ready.clear();
+        for step in steps {
+            let (a, b) = (Ready::new(job, step.a, p), step.b.map(|b| Ready::new(job, b, p)));
+            ready.push((a, b, F::from_f64(step.weight)));
+        }
         for q in job.q.clone() {
             if !job.wanted(p, q) {
                 continue;
             }
             let acc = &mut acc[job.at(p, q)];
-            for step in steps {
-                let weight = F::from_f64(step.weight);
-                if REGISTERS {
-                    let a = in_registers(job, step.a, (p, q), &mut kept);
-                    match step.b {
-                        None => add_weighted(acc, weight, &a),
+            if REGISTERS {
+                let mut sum = *acc;
+                for (a, b, weight) in &ready {
+                    let a = a.in_registers(q, &mut kept);
+                    match b {
+                        None => add_weighted(&mut sum, *weight, &a),
                         Some(b) => {
-                            let b = in_registers(job, b, (p, q), &mut kept);
-                            add_product(acc, weight, &a, &b);
+                            let b = b.in_registers(q, &mut kept);
+                            add_product(&mut sum, *weight, &a, &b);
                         }
                     }
-                } else {
-                    let a = in_slot(job, step.a, (p, q), &mut kept);
-                    match step.b {
-                        None => add_weighted(acc, weight, &kept[a]),
+                }
+                *acc = sum;
+            } else {
+                for (a, b, weight) in &ready {
+                    let a = a.in_slot(q, &mut kept);
+                    match b {
+                        None => add_weighted(acc, *weight, &kept[a]),
                         Some(b) => {
-                            let b = in_slot(job, b, (p, q), &mut kept);
-                            add_product(acc, weight, &kept[a], &kept[b]);
+                            let b = b.in_slot(q, &mut kept);
+                            add_product(acc, *weight, &kept[a], &kept[b]);
                         }
                     }
                 }
@@ -196,43 +253,6 @@ fn narrow<F: Real, const MR: usize, const REGISTERS: bool>(
         if job.stopped() {
             return;
         }
-    }
-}
-
-/// A Gram tile that stays in registers where there are enough for two.
-#[inline(always)]
-fn in_registers<F: Real, const MR: usize>(
-    job: &Sweep<'_, F, MR>,
-    operand: Operand,
-    (p, q): (usize, usize),
-    kept: &mut [Tile<F, MR>; Group::SLOTS],
-) -> Tile<F, MR> {
-    match operand {
-        Operand::Gram { node, slot, again } => {
-            let tile = chain(job.rows[node].panel(p, 0), job.cols[node].panel(q, 0));
-            if again {
-                kept[slot] = tile;
-            }
-            tile
-        }
-        Operand::Kept(slot) => kept[slot],
-    }
-}
-
-/// A Gram tile in its slot, which is memory.
-#[inline(always)]
-fn in_slot<F: Real, const MR: usize>(
-    job: &Sweep<'_, F, MR>,
-    operand: Operand,
-    (p, q): (usize, usize),
-    kept: &mut [Tile<F, MR>; Group::SLOTS],
-) -> usize {
-    match operand {
-        Operand::Gram { node, slot, .. } => {
-            kept[slot] = chain(job.rows[node].panel(p, 0), job.cols[node].panel(q, 0));
-            slot
-        }
-        Operand::Kept(slot) => slot,
     }
 }
 

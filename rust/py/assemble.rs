@@ -29,13 +29,13 @@ const SHORT: u128 = 20_000_000;
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
 pub(super) struct Options {
-    r: usize,
+    pub(super) r: usize,
     mode: String,
     index: usize,
     row_weights: Vec<f64>,
     col_weights: Vec<f64>,
-    scale: f64,
-    double: bool,
+    pub(super) scale: f64,
+    pub(super) double: bool,
     threads: usize,
     limit: u128,
     isa: Option<String>,
@@ -43,7 +43,7 @@ pub(super) struct Options {
 }
 
 impl Options {
-    fn mode(&self) -> Result<Mode, Error> {
+    pub(super) fn mode(&self) -> Result<Mode, Error> {
         Ok(match self.mode.as_str() {
             "as-is" => Mode::AsIs,
             "index" => Mode::Select(self.index),
@@ -57,7 +57,7 @@ impl Options {
         })
     }
 
-    fn cut(&self) -> Result<Cut, Error> {
+    pub(super) fn cut(&self) -> Result<Cut, Error> {
         match (self.cut.0.as_str(), self.cut.1.as_slice()) {
             ("square", &[a, b]) => Ok(Cut::Square(a..b)),
             ("rectangle", &[a, b, c, d]) => Ok(Cut::Rectangle(a..b, c..d)),
@@ -66,13 +66,13 @@ impl Options {
         }
     }
 
-    fn isa(&self) -> Result<Isa, Error> {
+    pub(super) fn isa(&self) -> Result<Isa, Error> {
         Isa::choose(self.isa.as_deref()).ok_or_else(|| Error::Internal {
             what: format!("instruction set {:?} is not there", self.isa),
         })
     }
 
-    fn sizes(&self, cut: &Cut) -> Sizes {
+    pub(super) fn sizes(&self, cut: &Cut) -> Sizes {
         let (rows, cols) = match cut {
             Cut::Square(range) => (range.len(), range.len()),
             Cut::Rectangle(rows, cols) => (rows.len(), cols.len()),
@@ -175,7 +175,7 @@ pub(super) fn assemble<'py>(
 }
 
 /// Run on a thread of its own while this one polls; `report` may stop it by failing.
-fn watched<'py>(
+pub(super) fn watched<'py>(
     py: Python<'py>,
     cancel: &AtomicBool,
     run: impl Fn() -> Result<bool, Error> + Sync,
@@ -233,7 +233,7 @@ fn settle(py: Python<'_>, result: thread::Result<Result<bool, Error>>) -> PyResu
 }
 
 /// Memory errors carry their numbers, so that the caller can word them.
-fn memory_error(py: Python<'_>, error: &Error) -> PyErr {
+pub(super) fn memory_error(py: Python<'_>, error: &Error) -> PyErr {
     let made = to_python(py, error);
     if let Error::Memory { limit, needs, what } = error {
         let value = made.value(py);
@@ -247,7 +247,7 @@ fn memory_error(py: Python<'_>, error: &Error) -> PyErr {
     made
 }
 
-fn hold<'py>(
+pub(super) fn hold<'py>(
     rows: &Bound<'py, PyList>,
     cols: Option<&Bound<'py, PyList>>,
 ) -> PyResult<(HeldLeaves<'py>, Option<HeldLeaves<'py>>)> {

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::ffi::CString;
+use std::sync::{Mutex, PoisonError};
 
 use numpy::{PyArrayDyn, PyArrayMethods};
 use pyo3::prelude::*;
@@ -14,7 +15,7 @@ use crate::error::Error;
 use crate::gemm::{Engine, fit, lookup_terms};
 use crate::kernel::{MR_F32, MR_F64, Real};
 use crate::plan::{Blocks, Sizes};
-use crate::program::{Mode, Program};
+use crate::program::Program;
 
 /// The GEMMs that `scipy.linalg.cython_blas` publishes.
 #[pyclass(frozen)]
@@ -57,7 +58,7 @@ impl Blas {
         let mode = options.mode().map_err(fail)?;
         let entries = rows.entries(cols.as_ref()).map_err(fail)?;
         let program = Program::lower(&entries, options.r, &mode).map_err(fail)?;
-        let run = Run { program: &program, mode: &mode, options: &options, progress };
+        let run = Run { program: &program, options: &options, progress };
         match options.double {
             true => run.on::<f64, MR_F64>(py, &self.0, out, out_double),
             false => run.on::<f32, MR_F32>(py, &self.0, out, out_double),
@@ -67,7 +68,6 @@ impl Blas {
 
 struct Run<'a, 'py> {
     program: &'a Program<'a>,
-    mode: &'a Mode,
     options: &'a Options,
     progress: Option<&'a Bound<'py, PyAny>>,
 }
@@ -98,14 +98,14 @@ impl<'py> Run<'_, 'py> {
             side,
             threads,
             isa: self.options.isa().map_err(fail)?,
-            scale: self.options.scale(),
+            scale: self.options.scale,
             cancel: &cancel,
             wrong: &wrong,
             done: &done,
         };
         let total = engine.total(&cut);
-        let out = out.try_readwrite()?;
-        let out = std::sync::Mutex::new(out);
+        let mut out = out.try_readwrite()?;
+        let view = Mutex::new(Some(out.as_array_mut()));
         let report = |py: Python<'_>| -> PyResult<()> {
             py.check_signals()?;
             match self.progress {
@@ -113,10 +113,10 @@ impl<'py> Run<'_, 'py> {
                 None => Ok(()),
             }
         };
-        let _ = self.mode;
         let run = || {
-            let mut out = out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            engine.run::<MR>(&cut, out.as_array_mut(), out_double)
+            let view = view.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let again = || Error::Internal { what: "a kernel by BLAS twice".into() };
+            engine.run::<MR>(&cut, view.ok_or_else(again)?, out_double)
         };
         let result = watched(py, &cancel, run, report);
         if wrong.load(Ordering::Relaxed) { Ok(None) } else { result.map(Some) }

@@ -4,12 +4,14 @@ use pyo3::prelude::*;
 
 mod array;
 mod assemble;
+mod blas;
 mod error;
 mod store;
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     store::register(module)?;
+    module.add_class::<blas::Blas>()?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("KERNEL_ABI", crate::kernel::KERNEL_ABI)?;
     module.add("KC", crate::kernel::KC)?;

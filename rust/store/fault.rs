@@ -88,12 +88,19 @@ impl Fault {
         }
     }
 
-    /// Adds how far the job has come to a full disk.
+    /// Adds to a full disk where it is, how far the job has come and what it still needs.
     #[must_use]
-    pub fn with_progress(self, done: usize, total: usize, left: u64, space: Option<u64>) -> Self {
+    pub fn with_progress(
+        self,
+        dir: &Path,
+        (done, total): (usize, usize),
+        left: u64,
+        space: Option<u64>,
+    ) -> Self {
         match self {
-            Self::Space { path, need, free, .. } => {
-                Self::Space { path, need: need.or(Some(left)), free: free.or(space), done, total }
+            Self::Space { need, free, .. } => {
+                let need = need.or((left > 0).then_some(left));
+                Self::Space { path: dir.to_owned(), need, free: free.or(space), done, total }
             }
             other => other,
         }
@@ -225,8 +232,9 @@ mod tests {
     fn a_full_disk_says_what_is_needed_and_what_is_safe() {
         let full = io::Error::from(Errno::NOSPC);
         let fault = Fault::io("pwrite", Path::new("/data/K.npy.partial"), full);
-        let fault = fault.with_progress(3021, 4096, 512 << 20, Some(12 << 20));
-        let want = "no space left on /data/K.npy.partial (needs 512 MiB, free 12 MiB); \
+        let fault =
+            fault.with_progress(Path::new("/data"), (3021, 4096), 512 << 20, Some(12 << 20));
+        let want = "no space left on /data (needs 512 MiB, free 12 MiB); \
                     3,021 of 4,096 tiles are safe; free space and call resume";
         assert_eq!(fault.to_string(), want);
     }

@@ -70,8 +70,9 @@ impl<V: Vfs> NpySink<V> {
                     let _ = vfs.remove(&paths.partial);
                     let _ = vfs.remove_tree(&side);
                 }
-                let free = vfs.free(parent(&paths.target)).ok();
-                Err(fault.with_progress(count(&found), grid.units(), grid.bytes(), free))
+                let dir = parent(&paths.target);
+                let so_far = (count(&found), grid.units());
+                Err(fault.with_progress(dir, so_far, grid.bytes(), vfs.free(dir).ok()))
             }
         }
     }
@@ -153,8 +154,8 @@ impl<V: Vfs> NpySink<V> {
     fn explained(&self, fault: Fault) -> Fault {
         let total = self.grid.units();
         let left = self.grid.bytes() / total.max(1) as u64 * (total - self.safe.min(total)) as u64;
-        let free = self.vfs.free(parent(&self.paths.target)).ok();
-        fault.with_progress(self.safe, total, left, free)
+        let dir = parent(&self.paths.target);
+        fault.with_progress(dir, (self.safe, total), left, self.vfs.free(dir).ok())
     }
 
     fn rename(&self, manifest: &[u8], over: bool) -> Result<()> {
@@ -217,7 +218,8 @@ impl<V: Vfs> Sink for NpySink<V> {
 
     fn finish(&mut self, manifest: &[u8], replace: bool) -> Result<()> {
         self.commit()?;
-        self.log.locked(&self.vfs, || self.rename(manifest, replace))
+        let renamed = self.log.locked(&self.vfs, || self.rename(manifest, replace));
+        renamed.map_err(|fault| self.explained(fault))
     }
 }
 

@@ -113,8 +113,9 @@ impl<V: Vfs> ZarrSink<V> {
     }
 
     fn explained(&self, fault: Fault) -> Fault {
-        let free = self.vfs.free(parent(&self.paths.target)).ok();
-        fault.with_progress(self.safe, self.grid.units(), self.left(), free)
+        let dir = parent(&self.paths.target);
+        let so_far = (self.safe, self.grid.units());
+        fault.with_progress(dir, so_far, self.left(), self.vfs.free(dir).ok())
     }
 
     fn write_unit(&mut self, unit: &Unit, bytes: &[u8]) -> Result<()> {
@@ -316,7 +317,7 @@ impl<V: Vfs> Sink for ZarrSink<V> {
         if let Some(file) = &file {
             self.vfs.unlock(file).map_err(|error| Fault::io("flock", &path, error))?;
         }
-        result
+        result.map_err(|fault| self.explained(fault))
     }
 }
 
