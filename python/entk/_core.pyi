@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 __all__ = [
     "KC",
     "KERNEL_ABI",
+    "Blas",
     "Layout",
     "StoreLock",
     "TileReader",
@@ -58,6 +59,19 @@ def instruction_sets() -> list[str]: ...
 def usable_cores() -> int: ...
 def memory_limit() -> dict[str, Any]: ...
 def fma_peak(double: bool, threads: int, isa: str | None, seconds: float) -> float: ...
+
+@final
+class Blas:
+    def __new__(cls, sgemm: tuple[Any, str], dgemm: tuple[Any, str], wide: bool) -> Blas: ...
+    def assemble(
+        self,
+        rows: list[_Leaf],
+        cols: list[_Leaf] | None,
+        options: Mapping[str, Any],
+        out: NDArray[np.uint8],
+        out_double: bool,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> bool | None: ...
 
 @final
 class Layout:
