@@ -32,6 +32,13 @@ INLINE = {
 """Calls that only wrap a body. Not custom_jvp and custom_vjp, whose rules inlining would lose."""
 
 
+COMPILE_QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+"""What `jax_disable_most_optimizations` sets, for functions that run on a few examples only."""
+
+
 def opened(body: Any) -> tuple[Any, Sequence[Array]]:
     """Return a jaxpr, closed or open, as a jaxpr and its constants."""
     return getattr(body, "jaxpr", body), getattr(body, "consts", ())

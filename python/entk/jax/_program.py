@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from entk._errors import EntkError, ModelError
-from entk.jax._compat import Array, abstract, is_literal, machine_eps, nested, opened
+from entk.jax._compat import (
+    COMPILE_QUICKLY,
+    Array,
+    abstract,
+    is_literal,
+    machine_eps,
+    nested,
+    opened,
+)
 from entk.jax._example import Arrays, example_factors, in_turn, run_tapped
 from entk.jax._network import Network
 from entk.jax._plan import Part, dense_parts, plan_parts
@@ -112,12 +120,12 @@ def cached(owner: Any, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
 
 
 def runner(jaxpr: Any) -> Callable[..., list[Array]]:
-    """Return a compiled function of (constants, *arguments) that runs a trace."""
+    """Return a compiled function of (constants, *arguments) that runs a trace a few times."""
 
     def run(consts: Sequence[Array], *args: Any) -> list[Array]:
         return walk(jaxpr, consts, jax.tree.leaves(args), Taps())
 
-    return jax.jit(run)
+    return jax.jit(run, compiler_options=COMPILE_QUICKLY)
 
 
 def make_program(
