@@ -215,6 +215,54 @@ def test_row_84_a_kernel_larger_than_the_disk_is_refused_at_once():
         assert not list(Path("/dev/shm").glob(f"{path.name}*"))
 
 
+def small_disks():
+    """Whether this user may mount a file system of its own, in a namespace of its own."""
+    done = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(not small_disks(), reason="needs unshare and user namespaces")
+def test_row_84_a_disk_that_fills_during_the_run_keeps_its_tiles(tmp_path):
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np, entk
+from cases import mlp
+factors, filler = mlp(np.random.default_rng(0), 256), {str(tmp_path)!r} + "/filler"
+
+def fill(done, total):
+    if done != 20:
+        return
+    try:
+        with open(filler, "wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+    except OSError:
+        pass
+
+for suffix in ("zarr", "npy"):
+    path = {str(tmp_path)!r} + "/K." + suffix
+    try:
+        entk.assemble(factors, out=path, tile=32, progress=fill)
+    except entk.StoreSpaceError as error:
+        print(error)
+    os.unlink(filler)
+    kernel = entk.assemble(factors, out=path, tile=32, resume=True)
+    assert np.array_equal(np.asarray(kernel), entk.assemble(factors))
+    entk.assemble(factors.take([0]), out=path, overwrite=True)
+"""
+    script = f'mount -t tmpfs -o size=2m tmpfs "{tmp_path}" && exec "{sys.executable}" -c "$0"'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    zarr, npy = done.stdout.splitlines()
+    assert zarr.startswith(f"no space left on {tmp_path} (needs ")
+    assert "20 of 36 tiles are safe; free space and call resume" in zarr
+    # The matrix was reserved at the start: only the log or the manifest can meet a full disk.
+    assert " of 36 tiles are safe; free space and call resume" in npy
+
+
 # Ends of a run ------------------------------------------------------------------------------------
 
 

@@ -50,7 +50,10 @@ impl<V: Vfs> NpySink<V> {
     /// [`Fault::Space`] if the matrix does not fit; then nothing is left behind.
     pub fn begin(vfs: V, paths: Paths, grid: Grid, manifest: &[u8]) -> Result<Self> {
         let side = sidecar(&paths.partial);
-        let fresh = make_side(&vfs, &side, manifest)?;
+        let dir = parent(&paths.target);
+        let fresh = make_side(&vfs, &side, manifest).map_err(|fault| {
+            fault.with_progress(dir, (0, grid.units()), grid.bytes(), vfs.free(dir).ok())
+        })?;
         let log = Log::open(&vfs, &side.join(LOG), How::Edit)?;
         let found = log.locked(&vfs, || {
             let found = log.read(&vfs, grid.units())?;
@@ -70,7 +73,6 @@ impl<V: Vfs> NpySink<V> {
                     let _ = vfs.remove(&paths.partial);
                     let _ = vfs.remove_tree(&side);
                 }
-                let dir = parent(&paths.target);
                 let so_far = (count(&found), grid.units());
                 Err(fault.with_progress(dir, so_far, grid.bytes(), vfs.free(dir).ok()))
             }

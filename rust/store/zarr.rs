@@ -76,7 +76,10 @@ impl<V: Vfs> ZarrSink<V> {
     /// # Errors
     /// [`Fault::Space`] if the missing chunks do not fit; a store made by this call is removed.
     pub fn begin(vfs: V, paths: Paths, grid: Grid, manifest: &[u8]) -> Result<Self> {
-        let fresh = make_store(&vfs, &paths.partial, &grid, manifest)?;
+        let dir = parent(&paths.target);
+        let fresh = make_store(&vfs, &paths.partial, &grid, manifest).map_err(|fault| {
+            fault.with_progress(dir, (0, grid.units()), grid.bytes(), vfs.free(dir).ok())
+        })?;
         let stat = vfs.stat(&paths.partial);
         let stat = stat.map_err(|error| Fault::io("stat", &paths.partial, error))?;
         let root = stat.map_or(0, |stat| stat.inode);
