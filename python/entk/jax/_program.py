@@ -25,6 +25,7 @@ from entk.jax._compat import (
     opened,
 )
 from entk.jax._example import Arrays, example_factors, in_turn, run_tapped
+from entk.jax._footprint import intermediate_bytes, nbytes
 from entk.jax._network import Network
 from entk.jax._plan import Part, dense_parts, plan_parts
 from entk.jax._taps import Taps
@@ -79,7 +80,7 @@ class Program:
     @property
     def result_bytes(self) -> int:
         """Bytes of the factors of one example."""
-        return sum(_nbytes(array) for part in self.shapes for array in part)
+        return sum(nbytes(array) for part in self.shapes for array in part)
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Trace:
@@ -162,8 +163,8 @@ def make_program(
     made = jax.tree.map(lambda array: abstract(array.shape[1:], array.dtype), many)
     run = jax.jit(batch_function(over))
     # What the forward pass keeps, a cotangent of it for every row, and the results twice.
-    on_the_way = (1 + rows) * _intermediate_bytes(traced.jaxpr)
-    size = sum(_nbytes(array) for part in made for array in part)
+    on_the_way = (1 + rows) * intermediate_bytes(traced.jaxpr, len(network.leaves))
+    size = sum(nbytes(array) for part in made for array in part)
     return Program(tuple(parts), taps, run, made, on_the_way + 2 * size, set())
 
 
@@ -230,27 +231,9 @@ def _array_literals(jaxpr: Any) -> Iterator[Any]:
                 yield atom.val
 
 
-def _intermediate_bytes(jaxpr: Any) -> int:
-    """Return the bytes of all results on the way, those of loops at every step."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        bodies = [body for value in eqn.params.values() for body in nested(value)]
-        inside = sum(_intermediate_bytes(opened(body)[0]) for body in bodies)
-        total += inside * eqn.params.get("length", 1) if bodies else 0
-        total += sum(_nbytes(atom.aval) for atom in eqn.outvars)
-    return total
-
-
 def _shape(array: Any) -> Any:
     return abstract(jnp.shape(array), jnp.result_type(array))
 
 
 def _shape_of_many(array: Any, n: int) -> Any:
     return abstract((n, *array.shape), array.dtype)
-
-
-def _nbytes(aval: Any) -> int:
-    if not hasattr(aval, "shape"):
-        return 0
-    itemsize = getattr(aval.dtype, "itemsize", 4)
-    return int(np.prod(aval.shape, dtype=np.int64)) * itemsize
