@@ -48,7 +48,8 @@ def _blas() -> str:
 
     found = threadpoolctl.threadpool_info()
     lines = [
-        f"{pool['internal_api']} {pool['version']}, {pool['num_threads']} threads, {pool['filepath']}"
+        f"{pool['internal_api']} {pool['version']}, {pool['num_threads']} threads, "
+        f"{pool['filepath']}"
         for pool in found
         if pool["user_api"] == "blas"
     ]
