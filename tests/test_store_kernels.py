@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+import bounds
 import entk
 from cases import every_leaf, mlp
 
@@ -130,6 +131,16 @@ def test_overflow_names_the_entry_of_the_whole_kernel(rng, tmp_path, suffix):
     assert str(ram.value).partition("]")[2] == str(disk.value).partition("]")[2]
     place = [int(part) for part in str(disk.value).partition("]")[0][2:].split(",")]
     assert 9 in place
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_blas_engine_writes_files_too(rng, tmp_path, suffix):
+    factors = mlp(rng, 17)
+    kernel = entk.assemble(factors, out=tmp_path / f"K.{suffix}", tile=5, engine="blas")
+    array = np.asarray(kernel)
+    assert same_bits(array, array.T)
+    assert same_bits(plain(kernel.path), array)
+    bounds.check(array, factors)
 
 
 def test_the_array_of_a_zarr_is_what_the_contract_says(rng, tmp_path):
