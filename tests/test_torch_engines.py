@@ -13,7 +13,16 @@ from torch import nn  # noqa: E402
 import entk.torch  # noqa: E402
 from bounds import DIFFERENT, assert_extracted  # noqa: E402
 from entk import reference  # noqa: E402
-from torch_networks import Branching, Custom, Deciding, FalseProduct, ItemScaled, OtherHalf  # noqa: E402
+from torch_networks import (  # noqa: E402
+    Branching,
+    Custom,
+    Deciding,
+    Ensemble,
+    FalseProduct,
+    ItemScaled,
+    OtherHalf,
+    Score,
+)
 from torch_oracle import difference, engines, error, gradients, kernel, kinds  # noqa: E402
 
 
@@ -160,6 +169,13 @@ def test_a_wrong_rule_is_found_and_repaired(monkeypatch):
         right, factors = error(module, x)
     assert_extracted(right)
     assert kinds(factors)["weight"] == "Dense"
+
+
+@pytest.mark.parametrize("make", [Ensemble, Score], ids=lambda m: m.__name__)
+def test_a_network_that_uses_torch_func_itself_is_exact(make):
+    relative, factors = error(make().double(), data(), "full")
+    assert_extracted(relative)
+    assert engines(factors) == "vmap"
 
 
 def test_prelu_is_right_where_nested_vmap_is_not():

@@ -348,6 +348,30 @@ class Branching(nn.Module):
         return self.o(self.a(x).tanh() if bool(x.sum() > 0) else self.b(self.b(x)))
 
 
+class Ensemble(nn.Module):
+    """Members run by the network's own `vmap`."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, 6, 2))
+        self.shared = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return torch.func.vmap(lambda w: self.shared(x).tanh() @ w)(self.w).mean(0)
+
+
+class Score(nn.Module):
+    """A network whose output is a gradient by the network's own `grad`."""
+
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.o = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.o(torch.func.vmap(torch.func.grad(lambda z: self.l(z[None]).sum()))(x))
+
+
 class Deciding(nn.Module):
     """A branch on the data that uses the same layers either way."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from entk import _options
 from entk._errors import MemoryLimitError
@@ -75,6 +76,19 @@ def working_bytes(network: Network, plan: Plan, tensors: Sequence[Tensor], rows:
     What autograd saves of the forward pass, twice over for what it makes of it, and the factors
     of all leaves with the buffers that they are copied from.
     """
+    example = [t[0] for t in tensors]
+    try:
+        activations = _saved_bytes(network, example)
+    except RuntimeError:  # a network that uses torch.func itself: no hooks can be set
+        activations = _output_bytes(network, example)
+    made = sum(
+        (part.numbers(rows) + sum(use.numbers(rows) for use in part.uses)) * part.dtype.itemsize
+        for part in plan.parts
+    )
+    return 3 * activations + 2 * made
+
+
+def _saved_bytes(network: Network, example: Sequence[Tensor]) -> int:
     saved: dict[int, int] = {}
 
     def seen(t: Tensor) -> Tensor:
@@ -87,15 +101,36 @@ def working_bytes(network: Network, plan: Plan, tensors: Sequence[Tensor], rows:
 
     def work() -> None:
         with torch.autograd.graph.saved_tensors_hooks(seen, lambda t: t):
-            network.single([t[0] for t in tensors])
+            network.single(example)
 
     network.substituted(free, work)
-    activations = sum(n for pointer, n in saved.items() if pointer not in own)
-    made = sum(
-        (part.numbers(rows) + sum(use.numbers(rows) for use in part.uses)) * part.dtype.itemsize
-        for part in plan.parts
-    )
-    return 3 * activations + 2 * made
+    return sum(n for pointer, n in saved.items() if pointer not in own)
+
+
+class _Outputs(TorchFunctionMode):
+    """Sums the sizes of what every operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_function__(
+        self, func: Any, kinds: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.bytes += out.numel() * out.element_size() if isinstance(out, Tensor) else 0
+        return out
+
+
+def _output_bytes(network: Network, example: Sequence[Tensor]) -> int:
+    outputs = _Outputs()
+
+    def work() -> None:
+        with outputs:
+            network.single(example)
+
+    network.substituted(network.parameters, work)
+    return outputs.bytes
 
 
 def result_bytes(plan: Plan, rows: int) -> int:

@@ -81,6 +81,7 @@ class Tap(TorchFunctionMode):
         self.sites: list[Site] = []
         self.dense: dict[str, str] = {}
         self._perturb = perturb
+        self._level = _level()
         self._loops = 0
         self._views: dict[int, View | Fused] = {id(p): View(name) for name, p in parameters.items()}
         # Tags are by identity: a tagged tensor that died would pass its tag to a stranger.
@@ -99,6 +100,9 @@ class Tap(TorchFunctionMode):
             return func(*args, **kwargs)
         seen = [self._views[id(t)] for t in _tensors(args, kwargs) if id(t) in self._views]
         if not seen:
+            return func(*args, **kwargs)
+        if _level() != self._level:  # the network's own torch.func: what it shows may not leave it
+            self._touch(_tensors(args, kwargs), func)
             return func(*args, **kwargs)
         if func in REWRITTEN:
             out = self._rewritten(func, args, kwargs)
@@ -206,6 +210,12 @@ class Tap(TorchFunctionMode):
                 for leaf in self._views[id(tensor)].leaves:
                     if leaf in self._live:
                         self.dense.setdefault(leaf, name)
+
+
+def _level() -> int:
+    """Return how many `torch.func` transforms are running."""
+    functorch = getattr(torch._C, "_functorch", None)
+    return getattr(functorch, "maybe_current_level", lambda: 0)() or 0
 
 
 def _tensors(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
