@@ -176,7 +176,7 @@ class Explicit:
 
     def bounds(self) -> tuple[int, int]:
         """Return the smallest and the largest position."""
-        return int(self.array.min(initial=0)), int(self.array.max(initial=-1))
+        return (int(self.array.min()), int(self.array.max())) if self.array.size else (0, -1)
 
     def of(self, flat: NDArray[Any]) -> NDArray[Any]:
         """Return the indexed elements of a flat array."""
