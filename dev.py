@@ -17,6 +17,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Step = tuple[str, list[str] | Callable[[], int]]
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
@@ -30,6 +36,8 @@ EXTRAS = {
     "lint": ("dev",),
     "bench": ("jax", "torch", "plot", "sklearn"),
 }
+# What cargo calls the module on Linux, macOS and Windows.
+LIBRARIES = ("libentk.so", "libentk.dylib", "entk.dll")
 BUILD_INPUTS = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "LICENSE", "rust")
 
 
@@ -95,11 +103,12 @@ def environment() -> dict[str, str]:
     return env
 
 
-def run(command: list[str]) -> int:
+def run(command: list[str], **extra: str) -> int:
     """Run one command from the project's root with its output on ours; its exit status."""
     sys.stdout.flush()
+    env = {**environment(), **extra}
     try:
-        return subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
+        return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
     except FileNotFoundError:
         print(f"dev.py: {command[0]} was not found", file=sys.stderr)
         return 127
@@ -220,12 +229,12 @@ def python(*arguments: str) -> list[str]:
     return [str(venv_python()), *arguments]
 
 
-def lint_steps(*, fast: bool) -> list[tuple[str, list[str]]]:
+def lint_steps(*, fast: bool) -> list[Step]:
     """Format, lints and types; `fast` leaves out what compiles or imports much."""
     clippy = ["cargo", "clippy", "--quiet", "--all-targets"]
     deny = ["--", "-D", "warnings"]
     stubtest = ("-m", "mypy.stubtest", "--mypy-config-file", "pyproject.toml", "entk._core")
-    steps = [
+    steps: list[Step] = [
         ("cargo fmt", ["cargo", "fmt", "--check"]),
         ("ruff check", python("-m", "ruff", "check", ".")),
         ("ruff format", python("-m", "ruff", "format", "--check", ".")),
@@ -251,15 +260,36 @@ def pytest_command(extra: list[str], *, fast: bool) -> list[str]:
     return python("-m", "pytest", "-q", *(["-x"] if fast else []), *what)
 
 
-def run_steps(steps: list[tuple[str, list[str]]]) -> list[tuple[str, int, float]]:
+def run_steps(steps: list[Step]) -> list[tuple[str, int, float]]:
     """Run every step, also after a failure, so that one run shows all there is to mend."""
     results = []
-    for name, command in steps:
+    for name, step in steps:
         print(f"\n--- {name}", flush=True)
         started = time.monotonic()
-        status = run(command)
+        status = step() if callable(step) else run(step)
         results.append((name, status, time.monotonic() - started))
     return results
+
+
+def kill_points() -> int:
+    """Run the tests that kill a process at named points, on a build that has such points.
+
+    A release has none, so the package is built and copied apart from the one in use.
+    """
+    features = ["--features", "python,fault"]
+    status = run(["cargo", "build", "--quiet", *features], PYO3_BUILD_EXTENSION_MODULE="1")
+    target = Path(os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target")))
+    made = [target / "debug" / name for name in LIBRARIES if (target / "debug" / name).exists()]
+    if status or not made:
+        return status or 1
+    apart = target / "fault"
+    shutil.rmtree(apart, ignore_errors=True)
+    skip = shutil.ignore_patterns("_core*.so", "_core*.pyd", "__pycache__")
+    shutil.copytree(ROOT / "python" / "entk", apart / "entk", ignore=skip)
+    suffix = ".pyd" if os.name == "nt" else ".abi3.so"
+    shutil.copy(made[0], apart / "entk" / f"_core{suffix}")
+    tests = ["-q", "tests/test_store_kills.py", "-k", "named_point"]
+    return run(python("-m", "pytest", *tests), PYTHONPATH=str(apart))
 
 
 def summary(results: list[tuple[str, int, float]]) -> None:
@@ -282,6 +312,8 @@ def cmd_lint(extra: list[str], *, fast: bool) -> int:
 def cmd_test(extra: list[str], *, fast: bool) -> int:
     """Run all checks; pytest comes last, so that its own summary closes the log."""
     steps = [] if extra else [*lint_steps(fast=fast), ("cargo test", ["cargo", "test"])]
+    if not (extra or fast):
+        steps.append(("kill points", kill_points))
     results = run_steps(steps)
     if results:
         summary(results)

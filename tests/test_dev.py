@@ -100,6 +100,7 @@ def test_a_failing_step_fails_the_whole_and_the_rest_still_runs(dev, monkeypatch
         return 1 if command[:2] == ["cargo", "fmt"] else 0
 
     monkeypatch.setattr(dev, "run", step)
+    monkeypatch.setattr(dev, "kill_points", lambda: 0)
     assert dev.cmd_test([], fast=False) == 1
     said = capsys.readouterr().out
     assert "FAILED  cargo fmt" in said
@@ -110,4 +111,5 @@ def test_a_failing_step_fails_the_whole_and_the_rest_still_runs(dev, monkeypatch
 @pytest.mark.parametrize("status", [0, 1, 5])
 def test_the_exit_status_is_that_of_pytest(dev, monkeypatch, capsys, status):
     monkeypatch.setattr(dev, "run", lambda command: status if "pytest" in command else 0)
+    monkeypatch.setattr(dev, "kill_points", lambda: 0)
     assert dev.cmd_test([], fast=False) == int(status != 0)
