@@ -10,10 +10,12 @@ use pyo3::types::{PyBytes, PyDict};
 use super::error::raise;
 use crate::store::fault::Result;
 use crate::store::lock::Lock;
-use crate::store::npy::{self, NpyReader, NpySink};
+use crate::store::npy::{self, NpySink};
+use crate::store::npy_read::NpyReader;
 use crate::store::sink::{Paths, sidecar};
 use crate::store::vfs::Disk;
-use crate::store::zarr::{self, ZarrReader, ZarrSink};
+use crate::store::zarr::{self, ZarrSink};
+use crate::store::zarr_read::ZarrReader;
 use crate::store::{Fault, Grid, Reader, Sink, Triangle, header, safetensors};
 
 /// The exception for a fault, with its errno.

@@ -15,7 +15,7 @@
 //! | `power` | a disk in memory that forgets what was not synced when its power is cut |
 //! | `grid` | shapes, tiles and triangles: pure arithmetic |
 //! | `log` | the checksummed list of finished tiles beside a `.npy` |
-//! | `npy`, `zarr` | the two formats |
+//! | `npy`, `zarr` | the two formats, written; `npy_read` and `zarr_read` read them |
 //! | `header`, `safetensors` | strict parsers of foreign files |
 //! | `lock` | one job per store |
 //! | `fault` | every way this can fail |
@@ -32,11 +32,13 @@ pub mod kill;
 pub mod lock;
 pub mod log;
 pub mod npy;
+pub mod npy_read;
 pub mod power;
 pub mod safetensors;
 pub mod sink;
 pub mod vfs;
 pub mod zarr;
+pub mod zarr_read;
 
 #[cfg(test)]
 mod tests;

@@ -10,11 +10,13 @@ use super::faulty::{Failure, Faulty};
 use super::grid::{Grid, Triangle};
 use super::lock::Lock;
 use super::log::encode;
-use super::npy::{self, NpyReader, NpySink};
+use super::npy::{self, NpySink};
+use super::npy_read::NpyReader;
 use super::power::{Dice, Power};
 use super::sink::{Paths, Reader, Sink, sidecar};
 use super::vfs::{Disk, Vfs};
-use super::zarr::{ZarrReader, ZarrSink};
+use super::zarr::ZarrSink;
+use super::zarr_read::ZarrReader;
 
 const UNFINISHED: &[u8] = b"unfinished";
 const FINISHED: &[u8] = b"finished, and longer";

@@ -1,0 +1,130 @@
+//! Reading the `.npy` kernels that [`super::npy`] writes, every tile against the log.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::fault::{Fault, Result};
+use super::grid::{Grid, Unit};
+use super::log::Log;
+use super::npy::{LOG, check_header, place, unit_sum};
+use super::sink::{Reader, mirrored};
+use super::vfs::{How, Vfs, read_exact};
+
+/// A `.npy` store, finished or not, for reading.
+#[derive(Debug)]
+pub struct NpyReader<V: Vfs> {
+    vfs: V,
+    path: PathBuf,
+    grid: Grid,
+    data: V::File,
+    start: u64,
+    sums: Vec<Option<u32>>,
+}
+
+impl<V: Vfs> NpyReader<V> {
+    /// Opens the matrix `path` with the log in the directory `side`.
+    ///
+    /// # Errors
+    /// [`Fault::Corrupt`] if the file is shorter or longer than its shape.
+    pub fn open(vfs: V, path: &Path, side: &Path, grid: Grid) -> Result<Self> {
+        let data = vfs.open(path, How::Read).map_err(|error| Fault::io("open", path, error))?;
+        let start = check_header(&vfs, &data, path, &grid)?;
+        let log = Log::open(&vfs, &side.join(LOG), How::Read)?;
+        let found = log.read(&vfs, grid.units())?;
+        Ok(Self { vfs, path: path.to_owned(), grid, data, start, sums: found.sums })
+    }
+
+    /// Entries of the upper half must be those of the lower half, bit for bit.
+    fn check_mirror(&self, index: usize, unit: &Unit) -> Result<()> {
+        let (rows, cols, item) = (unit.rows.len(), unit.cols.len(), self.grid.item());
+        let mut tile = vec![0; rows * cols * item];
+        for plane in 0..self.grid.planes() {
+            self.block(plane, index, unit.rows.clone(), unit.cols.clone(), &mut tile)?;
+            mirrored(&tile, cols, item, |first, strip| {
+                let mut stored = vec![0; strip.len()];
+                let top = unit.cols.start + first;
+                let lines = top..top + strip.len() / (rows * item);
+                self.load(plane, lines, unit.rows.clone(), &mut stored)?;
+                if stored == strip {
+                    return Ok(());
+                }
+                let text = format!(
+                    "tile ({}, {}): the upper half differs from the lower one; \
+                     run entk.repair(path) to recompute it",
+                    unit.j, unit.i
+                );
+                Err(Fault::Corrupt(text))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn load(
+        &self,
+        plane: usize,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let length = (cols.len() * self.grid.item()).max(1);
+        for (row, bytes) in rows.zip(out.chunks_exact_mut(length)) {
+            let at = place(&self.grid, self.start, plane, row, cols.start);
+            read_exact(&self.vfs, &self.data, &self.path, bytes, at)?;
+        }
+        Ok(())
+    }
+}
+
+impl<V: Vfs> Reader for NpyReader<V> {
+    fn grid(&self) -> &Grid {
+        &self.grid
+    }
+
+    fn done(&self) -> Result<Vec<bool>> {
+        Ok(self.sums.iter().map(Option::is_some).collect())
+    }
+
+    fn block(
+        &self,
+        plane: usize,
+        _index: usize,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        bytes: &mut [u8],
+    ) -> Result<()> {
+        self.load(plane, rows, cols, bytes)
+    }
+
+    fn check(&self, index: usize, mirror: bool) -> Result<()> {
+        let unit = self.grid.unit(index);
+        let Some(want) = self.sums[index] else {
+            let text = format!("tile ({}, {}) is missing", unit.i, unit.j);
+            return Err(Fault::Incomplete(text));
+        };
+        let sum = || unit_sum(&self.vfs, &self.data, &self.path, self.start, &self.grid, index);
+        let mut got = sum()?;
+        for _ in 0..2 {
+            if got == want {
+                break;
+            }
+            self.vfs.forget(&self.data); // a network file system may serve bad bytes once
+            got = sum()?;
+        }
+        if got != want {
+            return Err(wrong_sum(&unit, got, want));
+        }
+        if mirror && self.grid.mirrors() && unit.i != unit.j {
+            self.check_mirror(index, &unit)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The text of a tile whose bytes changed.
+pub(super) fn wrong_sum(unit: &Unit, got: u32, want: u32) -> Fault {
+    Fault::Corrupt(format!(
+        "tile ({}, {}): crc32c {got:#010x} != {want:#010x}; run entk.repair(path) to recompute it",
+        unit.i, unit.j
+    ))
+}
