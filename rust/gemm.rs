@@ -37,6 +37,8 @@ use crate::program::{Content, Node, Program, Term};
 const SIDE: usize = 1024;
 /// Elements of a chunk of an expanded leaf.
 const TABLE_CHUNK: usize = 1024;
+/// Fixed bytes of a worker: its stack, small tables.
+const OVERHEAD: u128 = 1 << 20;
 /// Roundings that a correct product and its check may differ by, in units of the bound of one.
 const SLACK: f64 = 4.0;
 
@@ -71,19 +73,31 @@ pub fn lookup_terms<'a>(program: &Program<'a>) -> Option<Program<'a>> {
     (!terms.is_empty()).then(|| Program { terms, ..program.clone() })
 }
 
+/// How a problem is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// Examples along a block.
+    pub side: usize,
+    /// Workers.
+    pub threads: usize,
+    /// Most bytes that the call adds besides the result; BLAS's own buffers are BLAS's.
+    pub bytes: u128,
+}
+
 /// Examples along a block and workers that fit the limit.
 ///
 /// # Errors
 /// [`Error::Memory`] with the smallest limit that would do.
-pub fn fit(program: &Program<'_>, sizes: Sizes) -> Result<(usize, usize), Error> {
+pub fn fit(program: &Program<'_>, sizes: Sizes) -> Result<Fit, Error> {
     let kept = rows_of_example(program);
     let share = sizes.rows.max(sizes.cols).div_ceil(2 * sizes.threads).next_power_of_two();
     let mut side = (SIDE / kept).min(share.max(64)).max(1);
     loop {
         let bytes = worker_bytes(program, sizes, side);
         for threads in [sizes.threads, 1] {
-            if bytes * threads as u128 <= sizes.limit && (side >= 16 || threads == 1) {
-                return Ok((side, threads));
+            let bytes = bytes * threads as u128;
+            if bytes <= sizes.limit && (side >= 16 || threads == 1) {
+                return Ok(Fit { side, threads, bytes });
             }
         }
         if side == 1 {
@@ -122,7 +136,7 @@ fn worker_bytes(program: &Program<'_>, sizes: Sizes, side: usize) -> u128 {
         let whole = Sizes { rows: side, cols: side, threads: 1, limit: u128::MAX, ..sizes };
         Blocks::new(&terms, whole).map_or(u128::MAX >> 8, |blocks| blocks.bytes)
     });
-    own * wide(sizes.item) + lookups
+    OVERHEAD + own * wide(sizes.item) + lookups
 }
 
 /// Widest row of a table: the least that is expanded at a time.
@@ -288,10 +302,11 @@ impl<F: Real> Engine<'_, F> {
         gram.resize(m * n, F::ZERO);
         let mut check = Check::new(&mut worker.random, m, n);
         for (index, ks) in chunks(node).into_iter().enumerate() {
-            self.pack(&node.rows, &block.rows, outputs, ks.clone(), &mut worker.left);
-            self.pack(node.cols(), &block.cols, outputs, ks.clone(), &mut worker.right);
-            let left = Rows::new(&worker.left, m, ks.len(), ks.len());
-            let right = Rows::new(&worker.right, n, ks.len(), ks.len());
+            let Worker { left, right, random, .. } = worker;
+            self.pack(&node.rows, (&block.rows, outputs), ks.clone(), left, random)?;
+            self.pack(node.cols(), (&block.cols, outputs), ks.clone(), right, random)?;
+            let left = Rows::new(left, m, ks.len(), ks.len());
+            let right = Rows::new(right, n, ks.len(), ks.len());
             self.blas.product(left, right, index > 0, gram);
             check.add(left, right);
             if self.cancel.load(Ordering::Relaxed) {
@@ -313,11 +328,11 @@ impl<F: Real> Engine<'_, F> {
     fn pack(
         &self,
         content: &Content<'_>,
-        examples: &Range<usize>,
-        outputs: Outputs,
+        (examples, outputs): (&Range<usize>, Outputs),
         ks: Range<usize>,
         to: &mut Vec<F>,
-    ) {
+        random: &mut u64,
+    ) -> Result<(), Error> {
         to.clear();
         to.resize(examples.len() * outputs.count * ks.len(), F::ZERO);
         for (index, row) in to.chunks_mut(ks.len().max(1)).enumerate() {
@@ -325,18 +340,27 @@ impl<F: Real> Engine<'_, F> {
             let r = outputs.first + index % outputs.count;
             match content {
                 Content::Rows(source) => source.row([n, r, 0, 0], ks.start, row),
-                Content::Table(table) => self.expand(table, (n, r), ks.start, row),
+                Content::Table(table) => self.expand(table, (n, r), ks.start, row, random)?,
             }
         }
+        Ok(())
     }
 
     /// Whole rows of the table `sum_t acts_t (x) cots_t` of one example, from feature `k0` on.
-    fn expand(&self, table: &Table<'_>, (n, r): (usize, usize), k0: usize, to: &mut [F]) {
+    fn expand(
+        &self,
+        table: &Table<'_>,
+        (n, r): (usize, usize),
+        k0: usize,
+        to: &mut [F],
+        random: &mut u64,
+    ) -> Result<(), Error> {
         let (row0, count) = (k0 / table.d_out, to.len() / table.d_out);
         let (g, i0) = (row0 / table.d_in, row0 % table.d_in);
         let positions = table.acts.positions();
         let (mut acts, mut cots) = (vec![F::ZERO; count * KC], vec![F::ZERO; table.d_out * KC]);
         let mut line = vec![F::ZERO; count.max(table.d_out)];
+        let mut check = Check::new(random, count, table.d_out);
         for t0 in (0..positions).step_by(KC) {
             let width = KC.min(positions - t0);
             for t in 0..width {
@@ -347,8 +371,11 @@ impl<F: Real> Engine<'_, F> {
                 line[..table.d_out].iter().enumerate().for_each(|(o, &x)| cots[o * KC + t] = x);
             }
             let left = Rows::new(&acts, count, width, KC);
-            self.blas.product(left, Rows::new(&cots, table.d_out, width, KC), t0 > 0, to);
+            let right = Rows::new(&cots, table.d_out, width, KC);
+            self.blas.product(left, right, t0 > 0, to);
+            check.add(left, right);
         }
+        self.judge(&check, to)
     }
 
     /// Every pair of positions of a leaf.

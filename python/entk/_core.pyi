@@ -18,6 +18,7 @@ __all__ = [
     "TileSink",
     "__version__",
     "assemble",
+    "blas_bytes",
     "crc32c",
     "fma_peak",
     "instruction_sets",
@@ -54,6 +55,9 @@ def assemble(
     out_double: bool,
     progress: Callable[[int, int], object] | None = None,
 ) -> bool: ...
+def blas_bytes(
+    rows: list[_Leaf], cols: list[_Leaf] | None, options: Mapping[str, Any]
+) -> int: ...
 def scan(array: _Array, threads: int) -> tuple[list[int] | None, list[int], float]: ...
 def instruction_sets() -> list[str]: ...
 def usable_cores() -> int: ...

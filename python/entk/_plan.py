@@ -223,8 +223,16 @@ def whole_cut(problem: Problem) -> Cut:
     return ("square", [0, n]) if problem.other is None else ("rectangle", [0, n, 0, m])
 
 
-def core_plan(problem: Problem, options: Mapping[str, Any], memory: Memory, result: int) -> Any:
+def core_plan(
+    problem: Problem,
+    options: Mapping[str, Any],
+    memory: Memory,
+    result: int,
+    engine: str = "fused",
+) -> Any:
     """Ask the core for blocks and bytes; `result` bytes are for the result.
+
+    The blocks of ``engine="blas"`` count, and those of the engine that may have to take over.
 
     Raises
     ------
@@ -233,7 +241,10 @@ def core_plan(problem: Problem, options: Mapping[str, Any], memory: Memory, resu
     """
     rows, cols = problem.sides()
     try:
-        return _core.plan(rows, cols, options)
+        planned = _core.plan(rows, cols, options)
+        if engine == "blas":
+            planned["bytes"] = max(planned["bytes"], _core.blas_bytes(rows, cols, options))
+        return planned
     except MemoryLimitError as error:
         needs, what = getattr(error, "needs", None), getattr(error, "what", "")
         if needs is None:
@@ -266,7 +277,7 @@ def make_plan(
         limit=max(memory.limit - held, 0),
         isa=isa,
     )
-    core = core_plan(problem, options, memory, max(held, least))
+    core = core_plan(problem, options, memory, max(held, least), engine)
     n, m = problem.examples
     entries = n * m if problem.other is not None else n * (n + 1) // 2
     leaves = tuple(

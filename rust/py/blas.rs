@@ -12,7 +12,7 @@ use super::assemble::{Options, hold, memory_error, watched};
 use super::error::to_python;
 use crate::blas::{Multiply, Published};
 use crate::error::Error;
-use crate::gemm::{Engine, fit, lookup_terms};
+use crate::gemm::{Engine, Fit, fit, lookup_terms};
 use crate::kernel::{MR_F32, MR_F64, Real};
 use crate::plan::{Blocks, Sizes};
 use crate::program::Program;
@@ -83,7 +83,7 @@ impl<'py> Run<'_, 'py> {
         let fail = |error: Error| memory_error(py, &error);
         let cut = self.options.cut().map_err(fail)?;
         let sizes = self.options.sizes(&cut);
-        let (side, threads) = fit(self.program, sizes).map_err(fail)?;
+        let Fit { side, threads, .. } = fit(self.program, sizes).map_err(fail)?;
         let one = Sizes { rows: side, cols: side, threads: 1, limit: u128::MAX, ..sizes };
         let lookups = lookup_terms(self.program)
             .map(|terms| Blocks::new(&terms, one).map(|blocks| (terms, blocks)))
@@ -121,4 +121,22 @@ impl<'py> Run<'_, 'py> {
         let result = watched(py, &cancel, run, report);
         if wrong.load(Ordering::Relaxed) { Ok(None) } else { result.map(Some) }
     }
+}
+
+/// Most bytes that [`Blas::assemble`] adds besides the result.
+#[pyfunction]
+pub(super) fn blas_bytes<'py>(
+    py: Python<'py>,
+    rows: &Bound<'py, PyList>,
+    cols: Option<&Bound<'py, PyList>>,
+    options: Options,
+) -> PyResult<u128> {
+    let (rows, cols) = hold(rows, cols)?;
+    let planned = || -> Result<u128, Error> {
+        let (mode, cut) = (options.mode()?, options.cut()?);
+        let entries = rows.entries(cols.as_ref())?;
+        let program = Program::lower(&entries, options.r, &mode)?;
+        Ok(fit(&program, options.sizes(&cut))?.bytes)
+    };
+    planned().map_err(|error| memory_error(py, &error))
 }
