@@ -263,6 +263,17 @@ def test_the_limit_on_threads_is_read_back_and_restored():
     assert _threads() == before
 
 
+def test_overlapping_calls_give_the_first_number_back():
+    before = _threads()
+    first, second = _blas_threads.blas_threads(1), _blas_threads.blas_threads(1)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert set(_threads()) == {1}
+    second.__exit__(None, None, None)
+    assert _threads() == before
+
+
 def _threads():
     from threadpoolctl import threadpool_info
 

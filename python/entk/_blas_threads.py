@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +19,40 @@ def _controller() -> Any:
     return ThreadpoolController()
 
 
+class _Limit:
+    """The limit of the process: the first of several calls sets it, the last one lifts it.
+
+    A limit belongs to the process, so a second call that saved and restored for itself would bring
+    back the first one's limit for good.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.holders = 0
+        self.limiter: Any = None
+
+    def take(self, count: int) -> bool:
+        """Set the limit unless somebody holds one; return whether BLAS has `count` or fewer."""
+        with self.lock:
+            controller = _controller()
+            if not self.holders:
+                self.limiter = controller.limit(limits=count, user_api="blas")
+            self.holders += 1
+            pools = [pool for pool in controller.info() if pool["user_api"] == "blas"]
+            return bool(pools) and all(pool["num_threads"] <= count for pool in pools)
+
+    def release(self) -> None:
+        """Lift the limit if nobody else needs it."""
+        with self.lock:
+            self.holders -= 1
+            if not self.holders:
+                self.limiter.restore_original_limits()
+                self.limiter = None
+
+
+_LIMIT = _Limit()
+
+
 @contextmanager
 def blas_threads(count: int) -> Iterator[bool]:
     """Hold BLAS at `count` threads; yield whether it really is.
@@ -25,7 +60,8 @@ def blas_threads(count: int) -> Iterator[bool]:
     A library may ignore the request, or obey only the first thread that controls it, so the number
     is read back. To be called from the thread that the user calls from.
     """
-    controller = _controller()
-    with controller.limit(limits=count, user_api="blas"):
-        pools = [pool for pool in controller.info() if pool["user_api"] == "blas"]
-        yield bool(pools) and all(pool["num_threads"] <= count for pool in pools)
+    held = _LIMIT.take(count)
+    try:
+        yield held
+    finally:
+        _LIMIT.release()
