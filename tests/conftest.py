@@ -1,7 +1,12 @@
 """Fixtures that every test may use."""
 
+import signal
+
 import numpy as np
 import pytest
+
+# A job started in the background ignores Ctrl-C, and so do its children; here some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
