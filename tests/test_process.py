@@ -40,14 +40,14 @@ def test_p21_ctrl_c_stops_the_work(rng):
     factors = heavy(rng)
     sent = interrupt_soon()
     with pytest.raises(KeyboardInterrupt):
-        entk.assemble(factors)
+        entk.assemble(factors, threads=1)
     assert time.perf_counter() - sent[0] < PATIENCE
 
 
 def test_a_second_call_after_an_interrupt_is_right(rng):
     sent = interrupt_soon(0.2)
     with pytest.raises(KeyboardInterrupt):
-        entk.assemble(heavy(rng))
+        entk.assemble(heavy(rng), threads=1)
     assert sent
     factors = every_leaf(rng, 33)
     assert_same_bits(entk.assemble(factors), entk.assemble(factors, threads=1))
@@ -58,7 +58,7 @@ def test_an_exception_in_the_progress_function_stops_the_work_and_comes_out(rng)
         raise ZeroDivisionError(f"{done} of {total}")
 
     with pytest.raises(ZeroDivisionError, match=" of "):
-        entk.assemble(heavy(rng), progress=progress)
+        entk.assemble(heavy(rng), threads=1, progress=progress)
 
 
 def test_progress_rises_to_its_total(rng):
