@@ -34,11 +34,24 @@ class Verdict:
 
 def expanded(part: Part, pairs: Sequence[Pair], shape: tuple[int, int]) -> Tensor:
     """Return the Jacobian ``(b, R, P)`` of a part, for a `shape` ``(b, R)``."""
+    whole = _in_place(part, pairs)
+    if whole is not None:
+        return whole.reshape(*shape, part.size)
     like = pairs[0][1]
     jac = torch.zeros(*shape, part.size, dtype=like.dtype, device=like.device)
     for use, (acts, cots) in zip(part.uses, pairs, strict=True):
         use.table.add(jac, _table(use, acts, cots))
     return jac
+
+
+def _in_place(part: Part, pairs: Sequence[Pair]) -> Tensor | None:
+    """Return the Jacobian as one product where a single use shows the parameter as it is stored."""
+    use, (acts, cots) = part.uses[0], pairs[0]
+    if len(pairs) > 1 or use.kind != "outer" or cots.shape[1] > 1:
+        return None
+    if use.table.is_whole(part.size):
+        return torch.matmul(acts.mT, cots[:, 0])
+    return torch.matmul(cots[:, 0].mT, acts) if use.table.transposed().is_whole(part.size) else None
 
 
 def _table(use: TableUse, acts: Tensor, cots: Tensor) -> Tensor:

@@ -113,6 +113,11 @@ class IndexMap:
         """Return the strides; an axis of length 1 has none that matters."""
         return tuple(0 if n == 1 else s for n, s in zip(self.shape, self.strides, strict=True))
 
+    def is_whole(self, size: int) -> bool:
+        """Whether the table is all of a parameter of `size` entries, as it is stored."""
+        whole = IndexMap(self.shape, 0, torch.empty(self.shape, device="meta").stride())
+        return math.prod(self.shape) == size and self.places is None and self.same(whole)
+
     def transposed(self) -> IndexMap:
         """Return the map of the table with its last two axes exchanged."""
         *head, rows, columns = self.shape
