@@ -1,23 +1,29 @@
 """Time `entk.jax.factors` in forward passes of the same jitted batch.
 
-    python benches/extraction.py [--examples 1024] [--repeat 5]
+    python benches/extraction.py [--examples 1024] [--rounds 7] [--record]
 
-Prints CSV: network, what, milliseconds, forward passes, megabytes of factors. `raw` is the compiled
-program alone, `factors` the whole call (tracing, checks, copies to the host), `dense` the usual
-`vmap(grad)`. Forward and program are timed alternately; the ratio is that of the medians.
+Prints CSV: network, what, milliseconds, forward passes, the same by core seconds, megabytes of
+factors. `sum` and `full` are whole calls (tracing, checks, copies to the host), after a first one
+that compiles; `dense` is the usual `vmap(grad)`, of 64 examples and counted up. Rounds are
+interleaved; milliseconds are the median, passes the median of the ratios within a round. A call
+with outputs="sum" that takes more than `LIMIT` passes fails the bench.
 """
 
 import argparse
 import statistics
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import record
 
+import entk
 import entk.jax
-from entk.jax._extraction import prepare
 
+LIMIT = 2.2
+AGREE = 512 * 2.0**-24  # of the largest entry of a kernel in float32
 RNG = np.random.default_rng(0)
 
 
@@ -71,49 +77,74 @@ def transformer(n, d=128, t=32):
     return f, params, jnp.asarray(RNG.integers(0, 512, (n, t)), jnp.int32)
 
 
-def milliseconds(functions, repeat):
-    """Return the median time of each function, all run in turn."""
-    times = [[] for _ in functions]
-    for function in functions:
-        function()
-    for _ in range(repeat):
-        for function, mine in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function()
-            mine.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(mine) for mine in times]
+def clock(function):
+    """Time one call: seconds on the wall, and of all cores together."""
+    wall, cores = time.perf_counter(), time.process_time()
+    function()
+    return time.perf_counter() - wall, time.process_time() - cores
 
 
-def measure(build, n, repeat):
+def check(factors, gradients):
+    """Refuse to time what is not the kernel of the explicit gradients."""
+    flat = np.concatenate(
+        [np.asarray(g, np.float64).reshape(len(g), -1) for g in jax.tree.leaves(gradients)], 1
+    )
+    want = flat @ flat.T
+    got = entk.assemble(factors.take(slice(0, len(want))), dtype="float64")
+    error = np.abs(got - want).max() / np.abs(want).max()
+    if not error <= AGREE:
+        sys.exit(f"the factors differ from the gradients by {error:.2e}")
+
+
+def measure(build, n, rounds):
+    """Return the rows of one network."""
     f, params, x = build(n)
     forward = jax.jit(f)
-    work = prepare(f, params, x, n, "sum")
-    program = work.program()
-    dense = jax.jit(jax.vmap(jax.grad(lambda p, one: f(p, one[None]).sum()), in_axes=(None, 0)))
     few = min(n, 64)
-    base, raw, whole, slow = milliseconds(
-        [
-            lambda: jax.block_until_ready(forward(params, x)),
-            lambda: jax.block_until_ready(work.run(program, x, work.meant.rows)),
-            lambda: entk.jax.factors(f, params, x, batch_size=n),
-            lambda: jax.block_until_ready(dense(params, x[:few])),
-        ],
-        repeat,
-    )
-    size = n * program.result_bytes / 1e6
-    for what, spent in [("forward", base), ("raw", raw), ("factors", whole)]:
-        print(f"{build.__name__},{what},{spent:.2f},{spent / base:.2f},{size:.1f}")
-    print(f"{build.__name__},dense,{slow * n / few:.2f},{slow * n / few / base:.2f},")
+    scaled = jax.grad(lambda p, one: f(p, one[None]).sum() / np.sqrt(f(p, one[None]).size))
+    dense = jax.jit(jax.vmap(scaled, in_axes=(None, 0)))
+    check(entk.jax.factors(f, params, x), dense(params, x[:few]))
+    cases = {
+        "forward": lambda: jax.block_until_ready(forward(params, x)),
+        "sum": lambda: entk.jax.factors(f, params, x),
+        "full": lambda: entk.jax.factors(f, params, x, outputs="full"),
+        "dense": lambda: jax.block_until_ready(dense(params, x[:few])),
+    }
+    sizes = {what: cases[what]().nbytes for what in ("sum", "full")}
+    cases["forward"]()
+    spent = [{what: clock(case) for what, case in cases.items()} for _ in range(rounds)]
+    rows = []
+    for what in cases:
+        times = n // few if what == "dense" else 1
+        ratios = [[times * now[what][k] / now["forward"][k] for now in spent] for k in range(2)]
+        passes, by_cores = (statistics.median(ratio) for ratio in ratios)
+        rows.append(
+            {
+                "network": build.__name__,
+                "examples": n,
+                "what": what,
+                "milliseconds": f"{1e3 * times * statistics.median(s[what][0] for s in spent):.2f}",
+                "forward_passes": f"{passes:.2f}",
+                "by_core_seconds": f"{by_cores:.2f}",
+                "megabytes": f"{sizes.get(what, 0) / 1e6:.1f}",
+            }
+        )
+    return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--examples", type=int, default=1024)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--record", action="store_true")
     given = parser.parse_args()
-    print("network,what,milliseconds,forward_passes,megabytes")
+    rows = []
     for build, share in [(mlp, 1), (cnn, 4), (transformer, 4)]:
-        measure(build, given.examples // share, given.repeat)
+        rows += measure(build, given.examples // share, given.rounds)
+    record.write("extraction", rows, record=given.record)
+    slow = [r["network"] for r in rows if r["what"] == "sum" and float(r["forward_passes"]) > LIMIT]
+    if slow:
+        sys.exit(f"{', '.join(slow)}: more than {LIMIT} forward passes for outputs='sum'")
 
 
 if __name__ == "__main__":

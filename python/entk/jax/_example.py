@@ -20,6 +20,7 @@ from jax import lax
 from entk.jax._compat import Array
 from entk.jax._index import Strided
 from entk.jax._plan import Group, Part
+from entk.jax._sites import arranged
 from entk.jax._taps import Site, Taps
 from entk.jax._trace import walk
 from entk.jax._views import View, raw
@@ -163,7 +164,7 @@ def _fold_loops(site: Site, array: Array, lead: int) -> Array:
     order = (*range(lead), *blocks, g, *steps, t, d)
     shape = array.shape
     sizes = [prod(shape[k] for k in axes) for axes in ((*blocks, g), (*steps, t))]
-    return array.transpose(order).reshape(*shape[:lead], *sizes, shape[d])
+    return arranged(array, order).reshape(*shape[:lead], *sizes, shape[d])
 
 
 def _shifted(site: Site, ids: Array) -> Array:

@@ -11,7 +11,7 @@ from entk._errors import ModelError
 from entk._factors import Factors
 from entk._leaves import Dense, Leaf, Lookup, Outer, Tied
 from entk.jax._audit import wrong_parameters
-from entk.jax._batches import Host, choose_batch, gather, run_batches
+from entk.jax._batches import Host, choose_batch, fastest_batch, gather, run_batches
 from entk.jax._extraction import Extraction, examples_at, prepare
 from entk.jax._network import Function, count_examples
 from entk.jax._plan import Part
@@ -45,7 +45,9 @@ def take(
     work = prepare(f, params, x, n, outputs, structure=structure)
     while True:
         program = work.program()
-        size = choose_batch(batch_size, n, program.working_bytes, program.result_bytes, memory)
+        working = program.working_bytes
+        fastest = fastest_batch(working, work.network.leaves)
+        size = choose_batch(batch_size, n, working, program.result_bytes, memory, fastest)
         size = filled if filled is not None and size == n < filled else size
         arrays, wrong = _run(work, program, x, n, size, audit=audit, progress=progress)
         if not wrong:

@@ -8,6 +8,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -74,8 +75,11 @@ class Program:
     passed: set[str]
 
     def grouped(self, arrays: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """Return a flat list of arrays part by part."""
-        return jax.tree.unflatten(jax.tree.structure(self.shapes), arrays)  # type: ignore[no-any-return]
+        """Return a flat list of arrays (..., size) part by part, each in its own shape."""
+        shapes, parts = jax.tree.flatten(self.shapes)
+        pairs = zip(arrays, shapes, strict=True)
+        shaped = [array.reshape(*array.shape[:-1], *made.shape) for array, made in pairs]
+        return jax.tree.unflatten(parts, shaped)  # type: ignore[no-any-return]
 
     @property
     def result_bytes(self) -> int:
@@ -148,20 +152,22 @@ def make_program(
     else:
         parts = dense_parts(network.names, "structure=False")
 
-    def batch_function(over: Callable[..., Any]) -> Any:
+    def batch_function(over: Callable[..., Any], *, flat: bool) -> Any:
         def example(consts: Any, leaves: Any, x: Any, cotangents: Any) -> list[Arrays]:
-            return example_factors(
+            made = example_factors(
                 traced.jaxpr, consts, leaves, x, cotangents, taps.sites, parts, over
             )
+            # Flat: axes of length 1 among others have layouts of their own, which XLA copies to.
+            return jax.tree.map(jnp.ravel, made) if flat else made
 
         return over(example, in_axes=(None, None, 0, 0 if per_example else None))
 
     few = [_shape_of_many(array, _FEW) for array in shapes[2]]
     row = _shape(cotangents)
     args = (*shapes[:2], few, _shape_of_many(row, _FEW) if per_example else row)
-    over, many = _differentiated(batch_function, args)
+    over, many = _differentiated(partial(batch_function, flat=False), args)
     made = jax.tree.map(lambda array: abstract(array.shape[1:], array.dtype), many)
-    run = jax.jit(batch_function(over))
+    run = jax.jit(batch_function(over, flat=True))
     # What the forward pass keeps, a cotangent of it for every row, and the results twice.
     on_the_way = (1 + rows) * intermediate_bytes(traced.jaxpr, len(network.leaves))
     size = sum(nbytes(array) for part in made for array in part)

@@ -55,6 +55,17 @@ def use_at(eqn: Any, operands: Sequence[Any], which: int) -> Use | None:
     return None if rule is None else rule(eqn.params, operands, which)
 
 
+def arranged(array: Array, order: Sequence[int]) -> Array:
+    """Transpose; by a reshape where only axes of length 1 move.
+
+    XLA gives a transpose of such axes a layout of its own, and then copies the whole array.
+    """
+    long = [k for k in order if array.shape[k] != 1]
+    if long == sorted(long):
+        return array.reshape([array.shape[k] for k in order])
+    return array.transpose(order)
+
+
 def _dot(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use:
     contract, batch = params["dimension_numbers"]
     view: View = operands[which]
@@ -69,7 +80,7 @@ def _dot(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use:
     positions = prod(data.shape[k] for k in d_free)
 
     def record() -> Array:
-        moved = data.transpose(*d_batch, *d_free, *d_sum)
+        moved = arranged(data, (*d_batch, *d_free, *d_sum))
         return _scale(moved.reshape(groups, positions, -1), view)
 
     # The output's axes are: batch, free axes of the left operand, free axes of the right one.
@@ -80,7 +91,7 @@ def _dot(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use:
     order = (*range(n_batch), *((*right, *left) if which == 0 else (*left, *right)))
 
     def fold(cot: Array) -> Array:
-        return cot.transpose(order).reshape(groups, positions, -1)
+        return arranged(cot, order).reshape(groups, positions, -1)
 
     shape = view.value.shape
     sizes = [prod(shape[k] for k in axes) for axes in (p_batch, p_sum, p_free)]
@@ -103,12 +114,12 @@ def _conv(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use | 
         patches = _patches(data, window, params)  # n, positions, window, channels
         grouped = patches.reshape(batch, -1, *window, groups, channels)
         last = grouped.ndim - 1
-        moved = grouped.transpose(last - 1, 0, 1, *(1 + k if k else last for k in stored))
+        moved = arranged(grouped, (last - 1, 0, 1, *(1 + k if k else last for k in stored)))
         return _scale(moved.reshape(groups, -1, d_in), view)
 
     def fold(cot: Array) -> Array:
         moved = _channels_last(cot, numbers.out_spec).reshape(batch, -1, groups, d_out)
-        return moved.transpose(2, 0, 1, 3).reshape(groups, -1, d_out)
+        return arranged(moved, (2, 0, 1, 3)).reshape(groups, -1, d_out)
 
     lead = len(view.loops)
     order = (numbers.rhs_spec[0], *(numbers.rhs_spec[1 + k] for k in stored))
@@ -119,7 +130,7 @@ def _conv(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use | 
 
 def _channels_last(array: Array, spec: Sequence[int]) -> Array:
     """Return (n, space..., channels)."""
-    return array.transpose(spec[0], *spec[2:], spec[1])
+    return arranged(array, (spec[0], *spec[2:], spec[1]))
 
 
 def _patches(data: Array, window: Sequence[int], params: dict[str, Any]) -> Array:
@@ -131,13 +142,15 @@ def _patches(data: Array, window: Sequence[int], params: dict[str, Any]) -> Arra
     edges = zip(params["padding"], params["lhs_dilation"], strict=True)
     padding = [(low, high, dilation - 1) for (low, high), dilation in edges]
     data = lax.pad(data, jnp.zeros((), data.dtype), [(0, 0, 0), *padding, (0, 0, 0)])
-    dims = zip(window, params["window_strides"], params["rhs_dilation"], strict=True)
-    for axis, (size, stride, dilation) in enumerate(dims, start=1):
+    # The last axis first: every further cut then copies longer runs.
+    for axis in reversed(range(1, 1 + len(window))):
+        size, stride = window[axis - 1], params["window_strides"][axis - 1]
+        dilation = params["rhs_dilation"][axis - 1]
         out = (data.shape[axis] - (size - 1) * dilation - 1) // stride + 1
         reach = (out - 1) * stride + 1
         starts = [offset * dilation for offset in range(size)]
         cuts = [lax.slice_in_dim(data, at, at + reach, stride, axis) for at in starts]
-        data = jnp.stack(cuts, data.ndim - 1)
+        data = jnp.stack(cuts, 1 + len(window))
     return data
 
 
@@ -162,7 +175,7 @@ def _gather(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use 
     width = prod(shape[k] for k in rest)
 
     def fold(cot: Array) -> Array:
-        return cot.transpose(order).reshape(-1, width)
+        return arranged(cot, order).reshape(-1, width)
 
     table = _table(view, (*looked, *rest), [prod(shape[k] for k in looked), width])
     return Use("lookup", table, record, fold, "row look-up")
@@ -182,7 +195,7 @@ def _dynamic_slice(params: dict[str, Any], operands: Sequence[Any], which: int) 
         return _row_ids(starts, shape, sizes, looked, clip=True)
 
     def fold(cot: Array) -> Array:
-        return cot.transpose((*looked, *rest)).reshape(-1, width)
+        return arranged(cot, (*looked, *rest)).reshape(-1, width)
 
     table = _table(view, (*looked, *rest), [prod(shape[k] for k in looked), width])
     return Use("lookup", table, record, fold, "row look-up")
