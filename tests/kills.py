@@ -13,10 +13,15 @@ from pathlib import Path
 import numpy as np
 
 import entk
+from entk import _unfinished
 
 THREADS = 2
 # What may be lost beside tiles in flight: one computed, one being written, a group not committed.
 MOST_LOST = 2 + 2 * THREADS
+
+
+# What may be beside an unfinished or finished store after a kill (docs/stores.md).
+LISTED = ("", ".entk", ".partial", ".partial.entk", ".partial.lock")
 
 
 @dataclass
@@ -26,8 +31,15 @@ class Tally:
     kills: int = 0
     finished: int = 0
     wrong: int = 0
-    most_lost: int = 0
+    unlisted: int = 0
+    lost: list = field(default_factory=list)
+    overhead_seconds: list = field(default_factory=list)
     resume_seconds: list = field(default_factory=list)
+
+    @property
+    def most_lost(self):
+        """Largest number of tiles that a kill cost: they are computed twice."""
+        return max(self.lost, default=0)
 
 
 def digest(path):
@@ -89,8 +101,32 @@ def readable(path):
     return True
 
 
-def series(folder, suffix, factors, tile, kills, seed):
-    """Kill runs until there were `kills` kills, up to five in a row for one store."""
+def unlisted(path):
+    """Count names beside a store that the documentation does not list."""
+    allowed = {path.name + end for end in LISTED} | {f"clean{path.suffix}", "clean.npy.entk"}
+    return sum(
+        name not in allowed and not name.endswith(".tmp") for name in os.listdir(path.parent)
+    )
+
+
+def resumed(factors, path, tile):
+    """Finish a store; seconds until the first missing tile is begun, and until the end."""
+    begun = time.monotonic()
+    seen = []
+
+    def report(_done, _total):
+        seen.append(time.monotonic() - begun)
+
+    entk.assemble(factors, out=path, tile=tile, resume=True, threads=1, progress=report)
+    ended = time.monotonic() - begun
+    return (seen[0] if seen else ended), ended
+
+
+def series(folder, suffix, factors, tile, kills, seed, seconds=float("inf")):
+    """Kill runs until there were `kills` kills, up to five in a row for one store.
+
+    Stops earlier, between two stores, when `seconds` have passed.
+    """
     dice = np.random.default_rng(seed)
     folder = Path(folder)
     clean = folder / f"clean.{suffix}"
@@ -100,7 +136,8 @@ def series(folder, suffix, factors, tile, kills, seed):
     want, hashed = np.asarray(entk.open(clean)), digest(clean)
     counter = mmap.mmap(-1, 8)
     tally = Tally()
-    while tally.kills < kills:
+    until = time.monotonic() + seconds
+    while tally.kills < kills and time.monotonic() < until:
         path = folder / f"K{tally.finished}.{suffix}"
         for _ in range(int(dice.integers(1, 6))):
             counter[:8] = bytes(8)
@@ -111,12 +148,13 @@ def series(folder, suffix, factors, tile, kills, seed):
             done, sound = look(path, factors, want)
             tally.kills += status == -signal.SIGKILL
             tally.wrong += not sound or (readable(path) and done < (len(want) // tile) ** 2 // 2)
+            tally.unlisted += unlisted(path)
             if status == -signal.SIGKILL:
-                tally.most_lost = max(tally.most_lost, computed(counter) - done)
-        begun = time.monotonic()
-        entk.assemble(factors, out=path, tile=tile, resume=True, threads=1)
-        tally.resume_seconds.append(time.monotonic() - begun)
+                tally.lost.append(max(0, computed(counter) - done))
+        overhead, ended = resumed(factors, path, tile)
+        tally.overhead_seconds.append(overhead)
+        tally.resume_seconds.append(ended)
         tally.wrong += digest(path) != hashed
         tally.finished += 1
-        entk.clean(path)
+        _unfinished.remove(str(path))
     return tally
