@@ -6,12 +6,14 @@ custom `autograd.Function`, whose backward may be anything, is told by this comp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from entk.torch import _precision
 from entk.torch._engines import Pair, Result
 from entk.torch._network import Network
 from entk.torch._plan import Part, Plan, TableUse
@@ -111,9 +113,13 @@ def audit(
     for i in range(own.shape[0]):
         mine = _gradients(plan, result, i, mix.to(own.device))
         direction = _direction(rows, own[i], mix, network)
-        theirs = reference(network, [t[i] for t in tensors], direction)
+        example = [t[i] for t in tensors]
+        theirs = reference(network, example, direction)
         unreached &= {k for k, g in theirs.items() if g is None}
-        for leaf in _disagreeing(mine, theirs, *_allowed(network)):
+        wrong = _disagreeing(mine, theirs, _precision.of_parameters(network))
+        if wrong:
+            wrong = _disagreeing(mine, theirs, _precision.of_everything(network, example))
+        for leaf in wrong:
             (free if leaf in plan.free else structured).add(leaf)
     return Verdict(frozenset(structured), frozenset(free), frozenset(unreached))
 
@@ -148,24 +154,15 @@ def _gradients(plan: Plan, result: Result, i: int, mix: Tensor) -> dict[str, Ten
     return mine
 
 
-def _allowed(network: Network) -> tuple[float, float]:
-    """Return the relative errors that the least precise of the network's types allows."""
-    types = {p.dtype for p in network.module.parameters()}
-    return (
-        max(_RELATIVE.get(dtype, 0.0) for dtype in types),
-        max(_CANCELLED.get(dtype, 0.0) for dtype in types),
-    )
-
-
 def _disagreeing(
     mine: Mapping[str, Tensor],
     theirs: Mapping[str, Tensor | None],
-    relative: float,
-    cancelled: float,
+    types: Iterable[torch.dtype],
 ) -> list[str]:
     """Return the leaves that differ, relative to their own and to the largest gradient."""
+    relative, cancelled = (_precision.least(a, types) for a in (_RELATIVE, _CANCELLED))
     sizes = [float(g.abs().max()) for g in theirs.values() if g is not None and g.numel()]
-    largest = max(sizes, default=0.0)
+    largest = max((size for size in sizes if math.isfinite(size)), default=0.0)
     wrong = []
     for leaf, gradient in mine.items():
         other = theirs[leaf]

@@ -60,6 +60,8 @@ class Column:
     def _new(self) -> Tensor:
         """Return an array without values."""
         shape, dtype = self._empty.shape, self._empty.dtype
+        if not math.prod(shape):  # NumPy gives no bytes a stride that a view could take
+            return self._empty.clone()
         memory = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
         array = torch.from_numpy(memory).view(dtype).reshape(shape)
         return array.fill_(self._nothing) if self._nothing else array

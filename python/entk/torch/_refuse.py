@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from entk._errors import ModelError
+from entk.torch import _precision
 from entk.torch._network import Network
 
 _DROPOUTS = {
@@ -125,12 +126,18 @@ def check_independent(network: Network, tensors: Sequence[Tensor]) -> None:
             f"a batch of {count} gives outputs of shape {tuple(together.shape)}, its examples one "
             f"by one {tuple(alone.shape)}: the number of outputs may not depend on the batch"
         )
-    if not _close(together, alone, _rounding(network, alone)):
+    rounding = _precision.least(_ROUNDING, {alone.dtype, *_precision.of_parameters(network)})
+    if _close(together, alone, rounding):
+        return
+    types = _precision.of_everything(network, [t[0] for t in tensors])
+    rounding = _precision.least(_ROUNDING, types)
+    if not _close(together, alone, rounding):
         raise ModelError(
-            f"{_culprit(network, tensors)} mixes the examples of a batch: the outputs for a batch "
-            f"of {count} differ from those one by one by {_difference(together, alone):.1e} of "
-            "their size. Normalise or centre within the example, not over the batch; the first "
-            "axis of every tensor must be the examples (batch_first=True)"
+            f"{_culprit(network, tensors, rounding)} mixes the examples of a batch: the outputs "
+            f"for a batch of {count} differ from those one by one by "
+            f"{_difference(together, alone):.1e} of their size. Normalise or centre within the "
+            "example, not over the batch; the first axis of every tensor must be the examples "
+            "(batch_first=True)"
         )
 
 
@@ -158,24 +165,17 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max()) / size if size else float((a - b).abs().max())
 
 
-def _rounding(network: Network, out: Tensor) -> float:
-    """Return what rounding may do in the least precise of the network's types."""
-    types = {out.dtype, *(p.dtype for p in network.module.parameters())}
-    return max(_ROUNDING.get(dtype, 0.0) for dtype in types)
-
-
 def _close(a: Tensor, b: Tensor, rounding: float) -> bool:
     if not bool(torch.isfinite(b).all()):
         return True  # not a matter of batches: assembling names the examples
     return _difference(a, b) <= rounding
 
 
-def _culprit(network: Network, tensors: Sequence[Tensor]) -> str:
+def _culprit(network: Network, tensors: Sequence[Tensor], rounding: float) -> str:
     """Name the first module whose inputs agree between the two ways and whose outputs do not."""
     together = _traced(network, tensors)
     count = tensors[0].shape[0]
     singles = [_traced(network, [t[i : i + 1] for t in tensors]) for i in range(count)]
-    rounding = _rounding(network, network.parameters[next(iter(network.parameters))])
     for step, (name, before, after) in enumerate(together):
         if not all(len(s) > step and s[step][0] == name for s in singles):
             break
