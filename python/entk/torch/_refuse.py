@@ -132,6 +132,7 @@ def check_independent(network: Network, tensors: Sequence[Tensor]) -> None:
     types = _precision.of_everything(network, [t[0] for t in tensors])
     rounding = _precision.least(_ROUNDING, types)
     if not _close(together, alone, rounding):
+        _refuse_writes(network)
         raise ModelError(
             f"{_culprit(network, tensors, rounding)} mixes the examples of a batch: the outputs "
             f"for a batch of {count} differ from those one by one by "
@@ -139,6 +140,18 @@ def check_independent(network: Network, tensors: Sequence[Tensor]) -> None:
             "example, not over the batch; the first axis of every tensor must be the examples "
             "(batch_first=True)"
         )
+
+
+def _refuse_writes(network: Network) -> None:
+    """Raise `ModelError` if running the network has changed its parameters."""
+    own = dict(network.module.named_parameters())
+    for name, copy in network.parameters.items():
+        if not torch.equal(copy, own[name]):
+            raise ModelError(
+                f"layer {name!r}: the network writes to this parameter as it runs, and the writing "
+                "changes the outputs of the next run, so that they are no function of the example. "
+                "Compute with a changed copy instead (w = 0.5 * self.w)"
+            )
 
 
 def _quiet(network: Network, tensors: Sequence[Tensor]) -> Tensor:
