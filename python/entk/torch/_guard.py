@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from operator import attrgetter
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,8 @@ _STORES = ("_parameters", "_buffers", "_modules")
 @contextmanager
 def preserved(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Run a block in full precision, and put back after it what the network can change."""
-    with ExitStack() as stack:
+    stack = ExitStack()
+    try:
         for context in (
             _random_state(device),
             _module_state(module),
@@ -37,6 +41,26 @@ def preserved(module: nn.Module, device: torch.device) -> Iterator[None]:
             stack.enter_context(context)
         warnings.filterwarnings("ignore", message="There is a performance drop because")
         yield
+    finally:
+        with _undisturbed():
+            stack.close()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold a Ctrl-C back until the block is done, so that all of it is put back."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *told: held.append(told))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            handler(*held[0])
 
 
 def _uncompiled() -> AbstractContextManager[object]:
@@ -112,7 +136,9 @@ def _full_precision() -> Iterator[None]:
         yield
     finally:
         for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+            switch.fp32_precision = "none"  # what was inherited goes on to follow its parent
+            if switch.fp32_precision != value:
+                switch.fp32_precision = value
 
 
 @contextmanager

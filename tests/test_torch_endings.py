@@ -1,0 +1,239 @@
+"""However a call ends, by a result, an error, a refusal or Ctrl-C, nothing is left behind."""
+
+import signal
+import time
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.utils.checkpoint as checkpointing  # noqa: E402
+from torch import nn  # noqa: E402
+
+import entk.torch  # noqa: E402
+from entk import EntkError, ModelError  # noqa: E402
+from test_torch_state import Busy, assert_same_random, random_states, same, snapshot  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+def precision():
+    """Return the settings by both of PyTorch's interfaces, as far as they answer."""
+    backends = torch.backends
+    switches = [
+        (backends, "fp32_precision"),
+        *((home, "fp32_precision") for home in (backends.cudnn, backends.mkldnn)),
+        *((home.matmul, "fp32_precision") for home in (backends.cuda, backends.mkldnn)),
+        *((backends.cudnn, name) for name in ("allow_tf32", "deterministic", "benchmark")),
+        (backends.cuda.matmul, "allow_tf32"),
+    ]
+    found = []
+    for home, name in switches:
+        try:
+            found.append(getattr(home, name))
+        except RuntimeError:  # the other of the two interfaces was used
+            found.append("mixed")
+    return found
+
+
+def process():
+    """Return what a call could leave behind outside the module."""
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")],
+        "autocast type": torch.get_autocast_dtype("cpu"),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": precision(),
+        "modes": len(torch.overrides._get_current_function_mode_stack()),
+        "transforms": torch._C._functorch.maybe_current_level(),
+        "hooks": len(nn.modules.module._global_forward_hooks),
+        "checkpoints": [checkpointing.CheckpointFunction.apply, *_generators()],
+        "anomalies": torch.is_anomaly_enabled(),
+        "interrupts": signal.getsignal(signal.SIGINT),
+    }
+
+
+def _generators():
+    names = (n for n in dir(checkpointing) if n.startswith("_checkpoint_without_reentrant"))
+    return [getattr(checkpointing, name) for name in names]
+
+
+@pytest.fixture
+def busy():
+    module = Busy().train()
+    module.l(torch.randn(3, 5)).sum().backward()
+    module.l.register_forward_hook(lambda *_: None)
+    module.l.register_full_backward_hook(lambda *_: None)
+    module.l.bias.requires_grad_(False)
+    module.norm.eval()
+    return module
+
+
+IDS = torch.arange(12).reshape(3, 4)[:, :2]
+
+
+def succeeds(module):
+    entk.torch.factors(module, IDS, outputs="full")
+
+
+def fails(module):
+    module.fail = RuntimeError
+    module._forward_pre_hooks.update({-1: lambda *_: None, -2: lambda *_: None})
+    with pytest.raises(RuntimeError, match="stop"):
+        entk.torch.factors(module, IDS)
+    module.fail = None
+    module._forward_pre_hooks.clear()
+
+
+def is_refused(module):
+    with pytest.raises(ModelError):
+        entk.torch.factors(module, IDS, output=lambda out: out - out.mean(0))
+
+
+def is_asked_wrongly(module):
+    with pytest.raises(EntkError):
+        entk.torch.factors(module, IDS, outputs=99)
+
+
+def is_stopped_between_batches(module):
+    def stop(done, _):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        entk.torch.factors(module, IDS, batch_size=1, progress=stop)
+
+
+def is_stopped_in_the_network(module):
+    def output(out):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        entk.torch.factors(module, IDS, output=output)
+
+
+ENDINGS = [
+    succeeds, fails, is_refused, is_asked_wrongly, is_stopped_between_batches,
+    is_stopped_in_the_network,
+]  # fmt: skip
+
+
+@pytest.fixture(params=["plain", "double", "autocast", "no gradients", "meta", "fast", "fast too"])
+def setting(request):
+    """Something that the caller has set, which a call could forget."""
+    name = request.param
+    if name == "double":
+        torch.set_default_dtype(torch.float64)
+    if name == "fast":
+        torch.set_float32_matmul_precision("medium")
+    if name == "fast too":
+        torch.backends.fp32_precision = "tf32"
+    contexts = {
+        "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        "no gradients": torch.no_grad,
+        "meta": lambda: torch.device("meta"),
+    }
+    yield contexts.get(name, torch.enable_grad)
+    torch.set_default_dtype(torch.float32)
+    torch.backends.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("ending", ENDINGS, ids=lambda f: f.__name__)
+def test_every_ending_leaves_everything_as_it_was(busy, ending, setting):
+    with setting():
+        before, states, outside = snapshot(busy), random_states(), process()
+        ending(busy)
+        assert process() == outside
+    assert same(before, snapshot(busy))
+    assert_same_random(states)
+
+
+def test_precision_that_is_inherited_goes_on_to_follow():
+    backends = torch.backends
+    backends.fp32_precision = "tf32"
+    try:
+        entk.torch.factors(nn.Linear(3, 2), torch.randn(2, 3))
+        backends.fp32_precision = "ieee"
+        assert backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert backends.mkldnn.conv.fp32_precision == "ieee"
+    finally:
+        backends.fp32_precision = "none"
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+class Interrupt:
+    """Raise Ctrl-C's signal after some processor time."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def __enter__(self):
+        self.handler = signal.signal(signal.SIGVTALRM, lambda *_: press_ctrl_c())
+        signal.setitimer(signal.ITIMER_VIRTUAL, self.after)
+
+    def __exit__(self, *_):
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, self.handler)
+
+
+def test_ctrl_c_at_any_moment_changes_nothing(busy):
+    start = time.process_time()
+    entk.torch.factors(busy, IDS, outputs="full")
+    whole = time.process_time() - start
+    before, states, outside = snapshot(busy), random_states(), process()
+    stopped = 0
+    for k in range(40):
+        try:
+            with Interrupt((k + 0.5) / 36 * whole):
+                entk.torch.factors(busy, IDS, outputs="full")
+        except KeyboardInterrupt:
+            stopped += 1
+        assert process() == outside
+        assert same(before, snapshot(busy))
+        assert_same_random(states)
+    assert stopped >= 10
+
+
+class Probe:
+    """A switch that Ctrl-C meets when it is put back."""
+
+    def __init__(self):
+        self._value = "ieee"
+
+    @property
+    def fp32_precision(self):
+        return self._value
+
+    @fp32_precision.setter
+    def fp32_precision(self, value):
+        if value == "none":
+            press_ctrl_c()
+        self._value = value
+
+
+def test_ctrl_c_while_state_is_put_back_waits_for_it(busy, monkeypatch):
+    from entk.torch import _guard
+
+    monkeypatch.setattr(torch.backends, "probe", Probe(), raising=False)
+    monkeypatch.setattr(_guard, "_SWITCHES", ("probe", *_guard._SWITCHES))
+    before, states, outside = snapshot(busy), random_states(), process()
+    with pytest.raises(KeyboardInterrupt):
+        entk.torch.factors(busy, IDS)
+    assert process() == outside
+    assert same(before, snapshot(busy))
+    assert_same_random(states)
