@@ -56,7 +56,7 @@ def process():
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "precision": precision(),
         "modes": len(torch.overrides._get_current_function_mode_stack()),
-        "transforms": torch._C._functorch.maybe_current_level(),
+        "transforms": torch._C._functorch.get_dynamic_layer_stack_depth(),
         "hooks": len(nn.modules.module._global_forward_hooks),
         "checkpoints": [checkpointing.CheckpointFunction.apply, *_generators()],
         "anomalies": torch.is_anomaly_enabled(),
@@ -238,3 +238,22 @@ def test_ctrl_c_while_state_is_put_back_waits_for_it(busy, monkeypatch):
     assert process() == outside
     assert same(before, snapshot(busy))
     assert_same_random(states)
+
+
+class Leaking(torch.overrides.TorchFunctionMode):
+    """A mode that Ctrl-C meets as it is entered."""
+
+    def __enter__(self):
+        super().__enter__()
+        torch._C._functorch._vmap_increment_nesting(3, "error")
+        raise KeyboardInterrupt
+
+
+def test_a_mode_that_ctrl_c_left_on_is_taken_off(busy, monkeypatch):
+    from entk.torch import _factors
+
+    monkeypatch.setattr(_factors, "Watch", lambda _: Leaking(), raising=False)
+    outside = process()
+    with pytest.raises(KeyboardInterrupt):
+        entk.torch.factors(busy, IDS)
+    assert process() == outside

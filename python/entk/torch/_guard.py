@@ -37,6 +37,7 @@ def preserved(module: nn.Module, device: torch.device) -> Iterator[None]:
             torch.enable_grad(),
             _uncompiled(),
             warnings.catch_warnings(),
+            _stacks(),
         ):
             stack.enter_context(context)
         warnings.filterwarnings("ignore", message="There is a performance drop because")
@@ -61,6 +62,22 @@ def _undisturbed() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if held:
             handler(*held[0])
+
+
+@contextmanager
+def _stacks() -> Iterator[None]:
+    """Take away what a Ctrl-C leaves on PyTorch's stacks of modes and of transforms.
+
+    One that comes while ``with`` is entered finds a mode that is on and not yet to be taken off.
+    """
+    core, transforms = torch._C, torch._C._functorch
+    modes, layers = core._len_torch_function_stack(), transforms.get_dynamic_layer_stack_depth()
+    try:
+        yield
+    finally:
+        while core._len_torch_function_stack() > modes:
+            core._pop_torch_function_stack()
+        transforms.pop_dynamic_layer_stack_and_undo_to_depth(layers)
 
 
 def _uncompiled() -> AbstractContextManager[object]:
