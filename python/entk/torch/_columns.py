@@ -74,7 +74,8 @@ class Columns:
         self.plan = plan
         self._n = n
         self._rows = rows
-        self._theirs = {t.untyped_storage().data_ptr() for t in theirs}
+        dense = (t for t in theirs if t.layout == torch.strided)
+        self._theirs = {t.untyped_storage().data_ptr() for t in dense}
         self._waiting: Callable[[], None] | None = None
         self._pinned = False
         self.columns: dict[str, list[Column]] = {}

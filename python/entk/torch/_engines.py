@@ -92,6 +92,7 @@ class Together:
     def __init__(self, network: Network, rows: Rows) -> None:
         self._network = network
         self._rows = rows
+        self._parameters = {k: p.detach() for k, p in network.parameters.items()}
         self.decisions = Decisions()
 
     def __call__(self, plan: Plan, tensors: Sequence[Tensor], own: Tensor) -> Result:
@@ -107,15 +108,16 @@ class Together:
         def one(row: Tensor, *example: Tensor) -> tuple[dict[str, list[Pair]], dict[str, Tensor]]:
             return self._one(plan, example, row)
 
-        pairs, free = vmap(one, randomness="error")(own, *tensors)
+        with torch.no_grad():  # `vjp` has its own; this is for what stands outside the network
+            pairs, free = vmap(one, randomness="error")(own, *tensors)
         return Result(pairs, {**free})
 
     def _one(
         self, plan: Plan, example: Sequence[Tensor], own: Tensor
     ) -> tuple[dict[str, list[Pair]], dict[str, Tensor]]:
         network = self._network
-        free = {k: network.parameters[k] for k in plan.free}
-        fixed = {k: p for k, p in network.parameters.items() if k not in free}
+        free = {k: self._parameters[k] for k in plan.free}
+        fixed = {k: p for k, p in self._parameters.items() if k not in free}
         zeros = [torch.zeros(s.shape, dtype=s.dtype, device=s.device) for s in plan.sites]
         sites: list[Site] = []
 

@@ -23,6 +23,9 @@ from entk.torch._refuse import Watch, check_independent
 from entk.torch._rows import Rows, resolve
 from entk.torch._taps import Tap
 
+# What a network that runs by itself may raise under torch.func.
+_CANNOT = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, AttributeError)
+
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return the module that `torch.compile` was given."""
@@ -45,7 +48,8 @@ class Extraction:
     def prepare(self, outputs: Any, *, check: bool, stream: bool = False) -> None:
         """Find the leaves and the engine that serve this network."""
         n = self.inputs.n
-        check_independent(self.network, self._examples(sorted({0, n // 2, max(n - 1, 0)})))
+        several = sorted({0, n // 2, n - 1}) if n > 1 else [0, 0]
+        check_independent(self.network, self._examples(several))
         few = sorted({0, max(n - 1, 0)})  # more would cost small calls much
         tensors = self._examples(few)
         n_outputs = self._probe([t[0] for t in tensors])
@@ -82,7 +86,8 @@ class Extraction:
             return self.inputs.take(index, self.network.device)
         empty = self.inputs.tensors
         return [
-            torch.zeros(1, *t.shape[1:], dtype=t.dtype, device=self.network.device) for t in empty
+            torch.zeros(len(index), *t.shape[1:], dtype=t.dtype, device=self.network.device)
+            for t in empty
         ]
 
     def _probe(self, example: list[Tensor]) -> int:
@@ -116,7 +121,7 @@ class Extraction:
                 self._demote([error.leaf])
             self._differs(error)
             return False
-        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError) as error:
+        except _CANNOT as error:
             if isinstance(error, EntkError) or isinstance(self.engine, OneByOne):
                 raise
             _refuse_random(error)
@@ -126,15 +131,19 @@ class Extraction:
             return True
         verdict = audit(self.network, self.plan, result, tensors, own, self.rows)
         if verdict.structured:
-            self._demote(sorted(verdict.structured))
-            return False
+            blamed = self._misunderstood(verdict.structured, tensors, own)
+            if blamed:
+                self._demote(sorted(blamed))
+                return False
         if verdict.free and isinstance(self.engine, OneByOne):
             raise ModelError(
                 f"layer {min(verdict.free)!r}: autograd gave two different gradients for one "
                 "example; the network does not do the same on every call"
             )
-        if verdict.free:
-            self._fall_back(f"torch.func disagrees with autograd on {', '.join(verdict.free)}")
+        wrong = sorted(verdict.structured | verdict.free)
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            self._fall_back(f"torch.func disagrees with autograd on {wrong[0]}{more}")
             return False
         if isinstance(self.engine, Together) and not self.engine.decisions.asked:
             # Then all examples run through the same operations.
@@ -142,6 +151,20 @@ class Extraction:
                 if part.form == "free" and part.leaf in verdict.unreached:
                     part.form, part.reason = "unused", "no gradient reaches it"
         return True
+
+    def _misunderstood(
+        self, leaves: frozenset[str], tensors: list[Tensor], own: Tensor
+    ) -> frozenset[str]:
+        """Return those of the leaves whose factors are wrong whichever engine makes them."""
+        if isinstance(self.engine, OneByOne):
+            return leaves
+        plain = OneByOne(self.network, self.rows)
+        try:
+            result = plain(self.plan, tensors, own)
+        except SitesDifferError as error:
+            return frozenset({error.leaf})
+        verdict = audit(self.network, self.plan, result, tensors, own, self.rows)
+        return leaves & verdict.structured
 
     def _demote(self, leaves: list[str]) -> None:
         for leaf in leaves:
@@ -165,6 +188,11 @@ class Extraction:
                 self._differs(error)
             except UnlikeError as error:
                 self._fall_back(f"torch.func: {error}")
+            except _CANNOT as error:  # what the first examples did not meet
+                if isinstance(error, EntkError) or isinstance(self.engine, OneByOne):
+                    raise
+                _refuse_random(error)
+                self._fall_back(f"torch.func: {_first_line(error)}")
 
     def _run(self, size: int, report: Callable[[int, int], None]) -> Columns:
         n = self.inputs.n
@@ -191,7 +219,7 @@ class Extraction:
         rows, device = self.rows.count, self.network.device
 
         def working() -> int:
-            tensors = self._examples([0] if self.inputs.n else [])
+            tensors = self._examples([0])
             return working_bytes(self.network, self.plan, tensors, rows)
 
         result = result_bytes(self.plan, rows)

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from operator import attrgetter
 from types import FrameType
@@ -19,7 +19,6 @@ import torch.utils.checkpoint as checkpointing
 from torch import nn
 
 _SWITCHES = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
-_STORES = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager
@@ -103,17 +102,13 @@ def _random_state(device: torch.device) -> Iterator[None]:
 @contextmanager
 def _module_state(module: nn.Module) -> Iterator[None]:
     """Restore what the modules hold: attributes, hooks, flags, parameters and buffers."""
-    plain = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
-    before = [(m, dict(m.__dict__), _inner(m)) for m in plain]
+    contents = Contents(module)
     buffers = [(b, b._version, b.detach().clone()) for b in module.buffers()]
     grads = [(p, p.grad, p.requires_grad) for p in module.parameters()]
     try:
         yield
     finally:
-        for m, attributes, inner in before:
-            _restore(m.__dict__, attributes)
-            for name, content in inner.items():
-                _restore(m.__dict__[name], content)
+        contents.restore()
         with torch.no_grad():
             for b, version, values in buffers:
                 if b._version != version:
@@ -124,7 +119,46 @@ def _module_state(module: nn.Module) -> Iterator[None]:
                 p.requires_grad_(requires_grad)
 
 
-def _restore(store: dict[str, Any], content: dict[str, Any]) -> None:
+class Contents:
+    """The attributes of all modules, and what stands in the dicts, lists and sets among them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        plain = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        self._stores = [(m.__dict__, dict(m.__dict__)) for m in plain]
+        held = [value for _, attributes in self._stores for value in attributes.values()]
+        self._stores += [(value, dict(value)) for value in held if isinstance(value, dict)]
+        self._sequences = [(v, list(v)) for v in held if isinstance(v, list)]
+        self._sets = [(v, set(v)) for v in held if isinstance(v, set)]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for store, content in self._stores:
+            _restore(store, content)
+        for sequence, items in self._sequences:
+            if len(sequence) != len(items) or any(
+                a is not b for a, b in zip(sequence, items, strict=True)
+            ):
+                sequence[:] = items
+        for some, members in self._sets:
+            if some != members:
+                some.clear()
+                some.update(members)
+
+
+def forget(module: nn.Module) -> None:
+    """Take out of the modules' dicts what was computed from the parameters and kept.
+
+    Some networks keep such tensors from call to call (LevIT its attention biases); what was kept
+    of another call would hide the parameters from this one.
+    """
+    for m in module.modules():
+        kept = (v for k, v in m.__dict__.items() if isinstance(v, dict) and k != "_buffers")
+        for store in kept:
+            for key in [k for k, v in store.items() if getattr(v, "grad_fn", None) is not None]:
+                del store[key]
+
+
+def _restore(store: dict[Any, Any], content: Mapping[Any, Any]) -> None:
     """Give `store` its content back; a second Ctrl-C in between finds nothing missing."""
     store.update(content)
     for name in [name for name in store if name not in content]:
@@ -132,14 +166,6 @@ def _restore(store: dict[str, Any], content: dict[str, Any]) -> None:
     if list(store) != list(content):  # an entry was taken out and put back
         store.clear()
         store.update(content)
-
-
-def _inner(module: nn.Module) -> dict[str, dict[str, Any]]:
-    return {
-        name: dict(value)
-        for name, value in module.__dict__.items()
-        if name in _STORES or (name.endswith("_hooks") and isinstance(value, dict))
-    }
 
 
 @contextmanager

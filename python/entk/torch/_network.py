@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from entk._errors import DTypeError, InputError, ModelError
+from entk.torch._guard import Contents, forget
 
 Output = str | int | Callable[[Any], Any] | None
 _SUPPORTED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -120,9 +121,11 @@ class Network:
             for p in m.parameters()
         }
         self.scripted = {k: p for k, p in trained.items() if id(p) in inside}
-        self.parameters = {k: p.detach().clone() for k, p in trained.items()}
+        self.parameters = {k: p.detach().clone().requires_grad_() for k, p in trained.items()}
         self._frozen = _renormalised(module, {*trained})
         self._stage = _Stage(module)
+        forget(module)
+        self._contents = Contents(module)
 
     @property
     def device(self) -> torch.device:
@@ -130,14 +133,20 @@ class Network:
         return next(iter(self.parameters.values())).device
 
     def substituted(self, parameters: Mapping[str, Tensor], work: Callable[[], Any]) -> Any:
-        """Return ``work()``, run while `parameters` and copies of the buffers are the module's."""
+        """Return ``work()``, run while `parameters` and copies of the buffers are the module's.
+
+        What the modules keep of the run is taken away after it.
+        """
         if self.scripted:
             buffers: dict[str, Tensor] = {}
         else:
             buffers = {k: b.clone() for k, b in self.module.named_buffers()}
         standing = {**self._frozen, **buffers, **parameters}
         named = {f"module.{k}": t for k, t in standing.items() if k not in self.scripted}
-        return functional_call(self._stage, named, (work,))
+        try:
+            return functional_call(self._stage, named, (work,))
+        finally:
+            self._contents.restore()
 
     def outputs(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the module's outputs for a batch, ``(batch, O)``; call inside `substituted`."""

@@ -96,7 +96,11 @@ def _draws(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 
 def _mixes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    return func in (F.batch_norm, torch.batch_norm) and bool(_argument(args, kwargs, 5, "training"))
+    if func not in (F.batch_norm, torch.batch_norm):
+        return False
+    # A batch of one, where several examples run, is no batch: a weight that is standardised.
+    one = _argument(args, kwargs, 0, "input").shape[0] == 1
+    return not one and bool(_argument(args, kwargs, 5, "training"))
 
 
 def _where(names: Mapping[int, str]) -> str:

@@ -118,7 +118,8 @@ def _fingerprint(module: nn.Module) -> str:
         if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor):
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1)
+        dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+        values = dense.cpu().contiguous().reshape(-1)
         if values.numel():
             digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
