@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import sys
 import threading
@@ -51,6 +52,24 @@ def plain(value: object) -> object:
 def emit(options: argparse.Namespace, data: dict[str, object], text: str) -> None:
     """Print the data for a script, or the text for a person."""
     print(json.dumps(data, default=plain) if options.json else text)
+
+
+# Advice of the functions, as somebody who types commands would follow it.
+ADVICE = (
+    (re.compile(r"\b(resume|overwrite)=True"), r"--\1"),
+    (re.compile(r"\b(memory|tile)=(?=\)| than)"), r"--\1"),
+    (re.compile(r'\bout="(K\.npy)"'), r"--out \1"),
+    (re.compile(r"entk\.open\(path, partial=True\)( shows it)?"), "`entk status` shows it"),
+    (re.compile(r"entk\.repair\(path(, factors)?\)"), "`entk repair`"),
+    (re.compile(r"\bcall resume\b"), "continue with --resume"),
+)
+
+
+def advised(text: str) -> str:
+    """Say an error's text in options and commands."""
+    for pattern, words in ADVICE:
+        text = pattern.sub(words, text)
+    return text
 
 
 def table(rows: Sequence[tuple[str, object]]) -> str:
@@ -113,7 +132,8 @@ def cmd_assemble(options: argparse.Namespace) -> int:
             overwrite=options.overwrite,
         )
     kernel = cast("Kernel", made)  # as always for a path
-    done = "complete" if kernel.complete else "incomplete"
+    tiles = f"{kernel.tiles_done} of {kernel.tiles_total} tiles"
+    done = "complete" if kernel.complete else f"{tiles}; other shares are to do the rest"
     data = {"out": options.out, "shape": kernel.shape, "dtype": str(kernel.dtype)}
     shape = " x ".join(str(side) for side in kernel.shape)
     emit(options, data | {"complete": kernel.complete}, f"{options.out}: {shape}, {done}")
@@ -299,9 +319,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.function(options)
     except (EntkError, OSError) as error:
-        print(f"entk: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"entk: {type(error).__name__}: {advised(str(error))}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
+        print("entk: interrupted; finished tiles are safe", file=sys.stderr)
         status = 130
     finally:
         if ours:

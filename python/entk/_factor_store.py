@@ -20,6 +20,8 @@ import numpy as np
 from entk import _core, _foreign, _manifest, _paths
 from entk._arrays import SUPPORTED, Host
 from entk._errors import (
+    DTypeError,
+    InputError,
     StoreCorruptError,
     StoreError,
     StoreFormatError,
@@ -53,15 +55,23 @@ def open_factors(path: str | os.PathLike[str], *, verify: bool = True) -> Factor
     if verify:
         for number, (array, entry) in enumerate(zip(arrays, manifest["arrays"], strict=True)):
             _verify(file_name(number), array, entry)
-    leaves = _leaves(name, manifest["leaves"], arrays)
-    factors = Factors(
-        leaves,
+    try:
+        factors = _assembled(name, manifest, arrays)
+    except (InputError, DTypeError) as error:
+        raise StoreFormatError(
+            f"{name}: the manifest does not describe factors ({error})"
+        ) from None
+    factors._source = name
+    return factors
+
+
+def _assembled(name: str, manifest: dict[str, Any], arrays: list[Host]) -> Factors:
+    return Factors(
+        _leaves(name, manifest["leaves"], arrays),
         outputs=manifest["outputs"],
         n_outputs=manifest["n_outputs"],
         reasons={leaf["name"]: leaf["reason"] for leaf in manifest["leaves"]},
     )
-    factors._source = name
-    return factors
 
 
 def file_name(number: int) -> str:

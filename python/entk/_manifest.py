@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entk import _core
-from entk._errors import StoreFormatError, StoreMismatchError
+from entk._errors import InputError, StoreFormatError, StoreMismatchError
 
 if TYPE_CHECKING:
     from entk._assemble import Job
 
 FORMAT = 1
+# What 100,000 leaves with long names need; see DESIGN.md. What is read is bounded twice: by bytes,
+# and by values, since a short text can hold many.
 LONGEST = 1 << 26
+_MOST_VALUES = 1 << 22
 _SUM = "crc32c"
 # Fields in which a stored kernel must agree with the one asked for, in the order of messages.
 IDENTITY = (
@@ -56,6 +59,23 @@ def canonical(value: object) -> bytes:
     return text.encode("ascii")
 
 
+def document(value: object, where: str) -> bytes:
+    """Return the text of a manifest that is to be written.
+
+    Raises
+    ------
+    InputError
+        If it would be longer than what is read.
+    """
+    text = canonical(value)
+    if len(text) > LONGEST:
+        raise InputError(
+            f"{where}: the names of its leaves make a manifest of {len(text):,} bytes; at most "
+            f"{LONGEST:,} are read. Take shorter names, or select fewer leaves"
+        )
+    return text
+
+
 def checksum(data: bytes) -> int:
     """CRC-32C of bytes."""
     return int(_core.crc32c(np.frombuffer(data, np.uint8)))
@@ -85,6 +105,8 @@ def parse(data: bytes, where: str) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no number here")
 
+    if data.count(b",") > _MOST_VALUES:
+        raise StoreFormatError(f"{where}: not a manifest (more than {_MOST_VALUES:,} values)")
     try:
         return json.loads(data, object_pairs_hook=once, parse_constant=refuse)
     except (ValueError, RecursionError) as error:

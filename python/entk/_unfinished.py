@@ -113,9 +113,9 @@ class Store:
 
     def _document(self, *, complete: bool) -> bytes:
         manifest = _manifest.sealed({**self.manifest, "complete": complete})
-        if self.fmt == "npy":
-            return _manifest.canonical(manifest)
-        return group_document(manifest, self.layout)
+        if self.fmt == "zarr":
+            return group_document(manifest, self.layout, self.path)
+        return _manifest.document(manifest, self.path)
 
     def missing(self) -> list[int]:
         """Units that are not safe yet, whoever was to write them."""
@@ -142,13 +142,13 @@ class Store:
         self.sink.finish(self._document(complete=True), replaces)
 
 
-def group_document(manifest: dict[str, Any], layout: _core.Layout) -> bytes:
+def group_document(manifest: dict[str, Any], layout: _core.Layout, where: str) -> bytes:
     """Return the metadata of the Zarr group: the manifest as its attribute ``entk``.
 
     The array's metadata are repeated ("consolidated"), as readers of whole groups like it.
     """
     array = json.loads(layout.array_json())
-    return _manifest.canonical(
+    return _manifest.document(
         {
             "zarr_format": 3,
             "node_type": "group",
@@ -158,7 +158,8 @@ def group_document(manifest: dict[str, Any], layout: _core.Layout) -> bytes:
                 "must_understand": False,
                 "metadata": {"kernel": array},
             },
-        }
+        },
+        where,
     )
 
 

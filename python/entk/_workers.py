@@ -11,7 +11,14 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    wait,
+)
 from concurrent.futures import ProcessPoolExecutor as Processes
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -28,6 +35,9 @@ if TYPE_CHECKING:
 
 _TRIES = 3
 _POLL = 0.1
+# How long a call that ends early waits for tiles in flight. Workers hold the store's lock for each
+# of them, so nothing depends on it; one that hangs must not make its caller hang.
+_GRACE = 5.0
 # For executors that do not say how many workers they have, as Dask's.
 _MANY = 256
 
@@ -120,7 +130,8 @@ def fill(
     Raises
     ------
     WorkerLostError
-        If a unit failed three times; all others were computed before.
+        If a unit failed three times; all others were computed before. If the executor lost its
+        scheduler.
     """
     total = len(store.layout)
     done = total - len(store.missing())
@@ -225,20 +236,34 @@ class Round:
                     index = waiting.popleft()
                     running[self._submit(index)] = index
                 ended = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED).done
+                if not ended:
+                    self._expect_scheduler()
                 for future in ended:
                     index = running.pop(future)
                     self._note(index, future, waiting, lost, alone=together == 1)
         except BaseException:
             for future in running:
                 future.cancel()
-            wait(running)
+            wait([future for future in running if not future.cancelled()], timeout=_GRACE)
             raise
         return lost
+
+    def _expect_scheduler(self) -> None:
+        """Raise if Dask's scheduler is gone: its futures would stay as they are for ever."""
+        client = getattr(self.executor, "_client", None)
+        if getattr(client, "status", None) in ("closing", "closed"):
+            raise WorkerLostError(
+                "the executor lost its scheduler; tiles that were written are safe, resume=True "
+                "computes what is missing"
+            )
 
     def _note(
         self, index: int, future: Future[int], waiting: deque[int], lost: list[int], *, alone: bool
     ) -> None:
-        error = future.exception()
+        try:
+            error = future.exception()
+        except CancelledError as cancelled:
+            error = cancelled
         if error is None:
             self.finished(index)
             return
@@ -258,6 +283,7 @@ class Round:
 
     def _submit(self, index: int) -> Future[int]:
         """Submit to the caller's executor, or to another pool when that one is broken."""
+        self._expect_scheduler()
         try:
             return (self.own or self.executor).submit(compute, self.task, index)
         except BrokenExecutor:

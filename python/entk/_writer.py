@@ -17,6 +17,9 @@ from entk._leaves import Outer, Tied
 
 _LOG = "batches.log"
 _HEAD = "batches.json"
+# Checksums that a finished store keeps of an array, however many batches it was written in: the
+# manifest of a long series of small batches would be longer than manifests may be.
+_SUMS = 256
 
 
 class FactorWriter:
@@ -71,6 +74,7 @@ class FactorWriter:
         self._batches: list[dict[str, Any]] = []
         self._files: list[int] = []
         self._log = -1
+        self._end = 0
         self.complete = False
         _paths.check_parent(self.path)
         self._lock = _core.StoreLock(self.path, shared=False)
@@ -116,7 +120,10 @@ class FactorWriter:
         if resume and self._folder in there:
             self._continue()
         elif resume and there:
-            self._check_meta(_factor_store.read_manifest(self.path).get("meta"))
+            whole = _factor_store.read_manifest(self.path)
+            self._check_meta(whole.get("meta"))
+            if whole.get("replaces") is True:
+                _unfinished.remove(f"{self.path}.replaced")
             self.complete = True
         else:
             os.mkdir(self._folder)
@@ -125,17 +132,27 @@ class FactorWriter:
             self._log = _handle(f"{self._folder}/{_LOG}")
 
     def _continue(self) -> None:
+        if _paths.exists(f"{self._folder}/manifest.json"):
+            # Stopped inside `finish`: all that is missing is the name.
+            whole = _factor_store.read_manifest(self._folder)
+            self._check_meta(whole.get("meta"))
+            self._overwrite = whole.get("replaces") is True
+            self._publish()
+            return
         name = f"{self._folder}/{_HEAD}"
         if not _paths.exists(f"{self._folder}/{_LOG}"):
             _paths.replace(f"{self._folder}/{_LOG}", b"")
         self._log = _handle(f"{self._folder}/{_LOG}")
         if not _paths.exists(name):
+            # Nothing is safe yet; beside a finished store it was to replace that one.
+            self._overwrite = _paths.exists(self.path)
             return
         found = _manifest.parse(_paths.read_small(name, _manifest.LONGEST), name)
         self._head = _manifest.opened(found, name, "factors")
         self._check_meta(self._head.get("meta"))
         self._overwrite = self._head.get("replaces") is True
         self._batches = list(_read_log(self._log, len(self._head["arrays"])))
+        self._end = os.fstat(self._log).st_size
         self._open_files()
 
     def _check_meta(self, stored: object) -> None:
@@ -174,10 +191,12 @@ class FactorWriter:
 
     def _match(self, head: dict[str, Any]) -> None:
         if self._head is None:
-            self._head = _manifest.sealed(head)
+            sealed = _manifest.sealed(head)
+            document = _manifest.document(sealed, self.path)
+            self._head = sealed
             for number in range(len(head["arrays"])):
                 _paths.replace(f"{self._folder}/{_factor_store.file_name(number)}", b"")
-            _paths.replace(f"{self._folder}/{_HEAD}", _manifest.canonical(self._head))
+            _paths.replace(f"{self._folder}/{_HEAD}", document)
             self._open_files()
             return
         for field in ("leaves", "arrays", "outputs", "n_outputs"):
@@ -199,8 +218,10 @@ class FactorWriter:
             sums.append(_factor_store.checksum(host.array))
         batch = {"number": self.batches_done, "rows": rows, "sums": sums}
         line = _manifest.canonical(_manifest.sealed(batch)) + b"\n"
-        _paths.write_all(self._log, line, os.fstat(self._log).st_size)
+        # Not at the end of the file: an attempt that failed may have left half a line there.
+        _paths.write_all(self._log, line, self._end)
         os.fdatasync(self._log)
+        self._end += len(line)
         self._batches.append(batch)
 
     def finish(self) -> Factors:
@@ -227,23 +248,26 @@ class FactorWriter:
             shape = [self.rows_done, *entry["shape"]]
             os.ftruncate(self._files[number], self.rows_done * _row_bytes(entry))
             os.fsync(self._files[number])
-            sums = [[batch["rows"], batch["sums"][number]] for batch in self._batches]
+            sums = list(_grouped(self._batches, number, _row_bytes(entry)))
             arrays.append({**entry, "shape": shape, "batches": sums})
         whole = {**self._head, "arrays": arrays, "n": self.rows_done, "complete": True}
-        document = _manifest.canonical(_manifest.sealed(whole))
+        document = _manifest.document(_manifest.sealed(whole), self.path)
         _paths.replace(f"{self._folder}/manifest.json", document)
+        self._publish()
+
+    def _publish(self) -> None:
+        """Give a store whose manifest says that it is complete its name; may be repeated."""
         for name in (_LOG, _HEAD):
-            os.unlink(f"{self._folder}/{name}")
+            _unfinished.remove(f"{self._folder}/{name}")
         _paths.sync_dir(self._folder)
+        old = f"{self.path}.replaced"
         if self._overwrite and _paths.exists(self.path):
-            old = f"{self.path}.replaced"
             _unfinished.remove(old)
             os.rename(self.path, old)
-            os.rename(self._folder, self.path)
-            _unfinished.remove(old)
-        else:
-            os.rename(self._folder, self.path)
+        os.rename(self._folder, self.path)
         _paths.sync_dir(os.path.dirname(self.path) or ".")
+        if self._overwrite:
+            _unfinished.remove(old)
         self.complete = True
 
 
@@ -288,6 +312,20 @@ def _entry(leaf: Any, arrays: list[Host], numbers: dict[tuple[Any, ...], int]) -
         mine.append(numbers[key])
     found: dict[str, Any] = {"kind": leaf.kind, "arrays": mine}
     return found | ({"transposed": leaf.transposed} if isinstance(leaf, Outer) else {})
+
+
+def _grouped(
+    batches: list[dict[str, Any]], number: int, row_bytes: int
+) -> Iterator[tuple[int, int]]:
+    """Yield rows and checksum of consecutive batches of one array, `_SUMS` pairs at most."""
+    step = max(1, -(-len(batches) // _SUMS))
+    for start in range(0, len(batches), step):
+        rows = total = 0
+        for batch in batches[start : start + step]:
+            length = batch["rows"] * row_bytes
+            total = _core.crc32c_combine(total, batch["sums"][number], length)
+            rows += batch["rows"]
+        yield rows, total
 
 
 def _row_bytes(entry: dict[str, Any]) -> int:

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use super::array::{Held, HeldLeaves};
-use super::error::{raise, to_python};
+use super::error::{panicked, to_python};
 use crate::block::{Call, Cut};
 use crate::cost::Cost;
 use crate::error::Error;
@@ -222,13 +222,7 @@ pub(super) fn watched<'py>(
 fn settle(py: Python<'_>, result: thread::Result<Result<bool, Error>>) -> PyResult<bool> {
     match result {
         Ok(result) => result.map_err(|error| memory_error(py, &error)),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            let text = text.unwrap_or("the core panicked");
-            let version = env!("CARGO_PKG_VERSION");
-            Err(raise(py, "InternalError", format!("entk {version}: {text}; please report this")))
-        }
+        Err(panic) => Err(panicked(py, &*panic)),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The core's errors as the package's exceptions.
 
+use std::any::Any;
+
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError};
 use pyo3::prelude::*;
 
@@ -23,4 +25,13 @@ pub(super) fn raise(py: Python<'_>, class: &str, text: String) -> PyErr {
         Ok(error) => PyErr::from_value(error),
         Err(_) => PyRuntimeError::new_err(text),
     }
+}
+
+/// The exception for a panic of the core: a bug, to be reported, that ends one call and no more.
+pub(super) fn panicked(py: Python<'_>, panic: &(dyn Any + Send)) -> PyErr {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    let text = text.unwrap_or("the core panicked");
+    let version = env!("CARGO_PKG_VERSION");
+    raise(py, "InternalError", format!("entk {version}: {text}; please report this"))
 }

@@ -1,5 +1,6 @@
 //! Stores as Python objects: converts, releases the interpreter, maps faults to exceptions.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +8,7 @@ use numpy::{PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::error::raise;
+use super::error::{panicked, raise};
 use crate::store::fault::Result;
 use crate::store::lock::Lock;
 use crate::store::npy::{self, NpySink};
@@ -40,6 +41,15 @@ fn to_python(py: Python<'_>, fault: &Fault) -> PyErr {
 
 fn checked<T>(py: Python<'_>, result: Result<T>) -> PyResult<T> {
     result.map_err(|fault| to_python(py, &fault))
+}
+
+/// Runs work on files without the interpreter. What it was working on is not used after a panic:
+/// the caller gets an exception, and the store is as after a kill.
+fn run<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
+    match py.detach(|| catch_unwind(AssertUnwindSafe(work))) {
+        Ok(result) => checked(py, result),
+        Err(panic) => Err(panicked(py, &*panic)),
+    }
 }
 
 fn not_contiguous(py: Python<'_>) -> PyErr {
@@ -130,14 +140,13 @@ impl TileSink {
     #[new]
     fn new(py: Python<'_>, path: PathBuf, layout: &Layout, manifest: &[u8]) -> PyResult<Self> {
         let (zarr, grid, paths) = (layout.zarr, layout.grid, Paths::new(&path));
-        let begun = py.detach(|| begin(zarr, paths, grid, manifest));
-        let (sink, reserved) = checked(py, begun)?;
+        let (sink, reserved) = run(py, || begin(zarr, paths, grid, manifest))?;
         Ok(Self { inner: Mutex::new(sink), reserved })
     }
 
     /// One byte a unit: 1 if it is safe on the disk, whoever wrote it.
     fn done<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let done = checked(py, py.detach(|| self.locked().done()))?;
+        let done = run(py, || self.locked().done())?;
         Ok(PyBytes::new(py, &bytes_of(&done)))
     }
 
@@ -149,17 +158,17 @@ impl TileSink {
         tile: PyReadonlyArrayDyn<'_, u8>,
     ) -> PyResult<()> {
         let bytes = tile.as_slice().map_err(|_| not_contiguous(py))?;
-        checked(py, py.detach(|| self.locked().write(index, bytes)))
+        run(py, || self.locked().write(index, bytes))
     }
 
     /// Makes the units written so far safe.
     fn commit(&self, py: Python<'_>) -> PyResult<()> {
-        checked(py, py.detach(|| self.locked().commit()))
+        run(py, || self.locked().commit())
     }
 
     /// Gives the store its name.
     fn finish(&self, py: Python<'_>, manifest: &[u8], replace: bool) -> PyResult<()> {
-        checked(py, py.detach(|| self.locked().finish(manifest, replace)))
+        run(py, || self.locked().finish(manifest, replace))
     }
 }
 
@@ -174,19 +183,19 @@ impl TileReader {
     #[new]
     fn new(py: Python<'_>, path: PathBuf, layout: &Layout, side: PathBuf) -> PyResult<Self> {
         let (zarr, grid) = (layout.zarr, layout.grid);
-        let opened: Result<Box<dyn Reader>> = py.detach(|| {
+        let inner = run(py, || {
             Ok(if zarr {
                 Box::new(ZarrReader::open(Disk, &path, grid)?) as Box<dyn Reader>
             } else {
                 Box::new(NpyReader::open(Disk, &path, &side, grid)?)
             })
-        });
-        Ok(Self { inner: checked(py, opened)? })
+        })?;
+        Ok(Self { inner })
     }
 
     /// One byte a unit: 1 if it is there.
     fn done<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let done = checked(py, py.detach(|| self.inner.done()))?;
+        let done = run(py, || self.inner.done())?;
         Ok(PyBytes::new(py, &bytes_of(&done)))
     }
 
@@ -214,9 +223,7 @@ impl TileReader {
             return Err(raise(py, "InternalError", format!("no block of tile {index}")));
         }
         let bytes = out.as_slice_mut().map_err(|_| not_contiguous(py))?;
-        let copied =
-            py.detach(|| self.inner.block(plane, index, rows.0..rows.1, cols.0..cols.1, bytes));
-        checked(py, copied)
+        run(py, || self.inner.block(plane, index, rows.0..rows.1, cols.0..cols.1, bytes))
     }
 
     /// Compares a unit with its checksum, and with `mirror` its mirror image too.
@@ -225,7 +232,7 @@ impl TileReader {
         if index >= self.inner.grid().units() {
             return Err(raise(py, "InternalError", format!("no tile {index}")));
         }
-        checked(py, py.detach(|| self.inner.check(index, mirror)))
+        run(py, || self.inner.check(index, mirror))
     }
 }
 
@@ -244,8 +251,7 @@ impl StoreLock {
     #[pyo3(signature = (path, *, shared))]
     fn new(py: Python<'_>, path: PathBuf, shared: bool) -> PyResult<Self> {
         let paths = Paths::new(&path);
-        let lock = py.detach(|| Lock::take(&Disk, &paths.lock, &paths.target, shared));
-        let lock = checked(py, lock)?;
+        let lock = run(py, || Lock::take(&Disk, &paths.lock, &paths.target, shared))?;
         let real = lock.is_real();
         Ok(Self { inner: Mutex::new(Some(lock)), real })
     }
@@ -263,7 +269,7 @@ impl StoreLock {
 #[pyfunction]
 pub(super) fn tidy(py: Python<'_>, path: PathBuf) -> PyResult<()> {
     let paths = Paths::new(&path);
-    checked(py, py.detach(|| npy::tidy(&Disk, &paths)))
+    run(py, || npy::tidy(&Disk, &paths))
 }
 
 /// The directory of manifest and log beside a `.npy`.
@@ -282,6 +288,12 @@ pub(super) fn crc32c(
 ) -> PyResult<u32> {
     let bytes = bytes.as_slice().map_err(|_| not_contiguous(py))?;
     Ok(py.detach(|| ::crc32c::crc32c_append(start, bytes)))
+}
+
+/// CRC-32C of two pieces one after the other, from those of each; `length` is the second one's.
+#[pyfunction]
+pub(super) fn crc32c_combine(first: u32, second: u32, length: usize) -> u32 {
+    ::crc32c::crc32c_combine(first, second, length)
 }
 
 /// Bytes that the header of a `.npy` takes, from the first twelve.
@@ -335,6 +347,7 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(tidy, module)?)?;
     module.add_function(wrap_pyfunction!(sidecar_of, module)?)?;
     module.add_function(wrap_pyfunction!(self::crc32c, module)?)?;
+    module.add_function(wrap_pyfunction!(crc32c_combine, module)?)?;
     module.add_function(wrap_pyfunction!(npy_span, module)?)?;
     module.add_function(wrap_pyfunction!(npy_header, module)?)?;
     module.add_function(wrap_pyfunction!(safetensors_span, module)?)?;

@@ -19,6 +19,8 @@ pub enum Failure {
     Errno(i32),
     /// Transfers half of the bytes; operations without bytes fail with `EINTR`, which is retried.
     Short,
+    /// Reads bytes of which one is changed, as a network file system may. Others are unharmed.
+    Garbled,
 }
 
 /// A disk around another one.
@@ -66,6 +68,7 @@ impl<V: Vfs> Faulty<V> {
             (true, Failure::Errno(errno)) => Err(io::Error::from_raw_os_error(errno)),
             (true, Failure::Short) if length > 1 => Ok(length / 2),
             (true, Failure::Short) => Err(Errno::INTR.into()),
+            (true, Failure::Garbled) => Ok(length),
         }
     }
 }
@@ -78,8 +81,15 @@ impl<V: Vfs> Vfs for Faulty<V> {
         self.inner.open(path, how)
     }
     fn pread(&self, file: &V::File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+        let before = self.count();
         let length = self.pass(bytes.len())?;
-        self.inner.pread(file, &mut bytes[..length], at)
+        let count = self.inner.pread(file, &mut bytes[..length], at)?;
+        let garbled = self.failure == Failure::Garbled
+            && (before == self.first || (self.lasting && before > self.first));
+        if garbled && count > 0 {
+            bytes[count / 2] ^= 0x10;
+        }
+        Ok(count)
     }
     fn pwrite(&self, file: &V::File, bytes: &[u8], at: u64) -> io::Result<usize> {
         let length = self.pass(bytes.len())?;

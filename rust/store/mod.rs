@@ -42,6 +42,8 @@ pub mod zarr_read;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_reads;
 
 pub use fault::Fault;
 pub use grid::{Grid, Triangle, Unit};

@@ -10,6 +10,9 @@ use super::npy::{LOG, check_header, place, unit_sum};
 use super::sink::{Reader, mirrored};
 use super::vfs::{How, Vfs, read_exact};
 
+/// How often bytes are read again that do not match their checksum.
+const RETRIES: usize = 3;
+
 /// A `.npy` store, finished or not, for reading.
 #[derive(Debug)]
 pub struct NpyReader<V: Vfs> {
@@ -32,6 +35,21 @@ impl<V: Vfs> NpyReader<V> {
         let log = Log::open(&vfs, &side.join(LOG), How::Read)?;
         let found = log.read(&vfs, grid.units())?;
         Ok(Self { vfs, path: path.to_owned(), grid, data, start, sums: found.sums })
+    }
+
+    fn check_once(&self, index: usize, mirror: bool) -> Result<()> {
+        let unit = self.grid.unit(index);
+        let Some(want) = self.sums[index] else {
+            let text = format!("tile ({}, {}) is missing", unit.i, unit.j);
+            return Err(Fault::Incomplete(text));
+        };
+        let got = unit_sum(&self.vfs, &self.data, &self.path, self.start, &self.grid, index)?;
+        sums_agree(&unit, got, want)?;
+        if mirror && self.grid.mirrors() && unit.i != unit.j {
+            self.check_mirror(index, &unit)
+        } else {
+            Ok(())
+        }
     }
 
     /// Entries of the upper half must be those of the lower half, bit for bit.
@@ -96,35 +114,34 @@ impl<V: Vfs> Reader for NpyReader<V> {
     }
 
     fn check(&self, index: usize, mirror: bool) -> Result<()> {
-        let unit = self.grid.unit(index);
-        let Some(want) = self.sums[index] else {
-            let text = format!("tile ({}, {}) is missing", unit.i, unit.j);
-            return Err(Fault::Incomplete(text));
-        };
-        let sum = || unit_sum(&self.vfs, &self.data, &self.path, self.start, &self.grid, index);
-        let mut got = sum()?;
-        for _ in 0..2 {
-            if got == want {
-                break;
+        patiently(|| {
+            let checked = self.check_once(index, mirror);
+            if checked.is_err() {
+                self.vfs.forget(&self.data);
             }
-            self.vfs.forget(&self.data); // a network file system may serve bad bytes once
-            got = sum()?;
-        }
-        if got != want {
-            return Err(wrong_sum(&unit, got, want));
-        }
-        if mirror && self.grid.mirrors() && unit.i != unit.j {
-            self.check_mirror(index, &unit)
-        } else {
-            Ok(())
-        }
+            checked
+        })
     }
 }
 
-/// The text of a tile whose bytes changed.
-pub(super) fn wrong_sum(unit: &Unit, got: u32, want: u32) -> Fault {
-    Fault::Corrupt(format!(
+/// Repeats a check whose bytes do not match: a network file system may serve bad ones once.
+pub(super) fn patiently(check: impl Fn() -> Result<()>) -> Result<()> {
+    for _ in 0..RETRIES {
+        match check() {
+            Err(Fault::Corrupt(_)) => {}
+            other => return other,
+        }
+    }
+    check()
+}
+
+/// Compares a tile's checksum with the one that was kept.
+pub(super) fn sums_agree(unit: &Unit, got: u32, want: u32) -> Result<()> {
+    if got == want {
+        return Ok(());
+    }
+    Err(Fault::Corrupt(format!(
         "tile ({}, {}): crc32c {got:#010x} != {want:#010x}; run entk.repair(path) to recompute it",
         unit.i, unit.j
-    ))
+    )))
 }

@@ -178,7 +178,9 @@ fn fail_everywhere(format: Format, failure: Failure, lasting: bool) {
         let result = job(format, &faulty, &paths, grid);
         let reached = faulty.count() > first;
         match (&result, failure) {
-            (Err(fault), Failure::Short) => panic!("{format:?} operation {first}: {fault}"),
+            (Err(fault), Failure::Short | Failure::Garbled) => {
+                panic!("{format:?} operation {first}: {fault}")
+            }
             (Err(fault), Failure::Errno(_)) => assert!(!fault.to_string().is_empty()),
             (Ok(()), _) => assert!(!lasting || !reached, "{format:?} operation {first} is silent"),
         }

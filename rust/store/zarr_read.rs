@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::fault::{Fault, Result, grouped};
 use super::grid::{Grid, Unit};
-use super::npy_read::wrong_sum;
+use super::npy_read::{patiently, sums_agree};
 use super::sink::{Reader, mirrored};
 use super::vfs::{How, Vfs, parent, read_exact};
 use super::zarr::{ARRAY, METADATA, SUM, array_json, chunk_key, chunk_path, plain_dir, scan};
@@ -79,15 +79,23 @@ impl<V: Vfs> ZarrReader<V> {
         Ok((sum, u32::from_le_bytes(stored)))
     }
 
-    fn check_chunk(&self, plane: usize, unit: &Unit) -> Result<()> {
-        let mut sums = self.sums(plane, (unit.i, unit.j))?;
-        for _ in 0..2 {
-            if sums.0 == sums.1 {
-                break;
+    fn check_once(&self, index: usize, mirror: bool) -> Result<()> {
+        let unit = self.grid.unit(index);
+        for plane in 0..self.grid.planes() {
+            self.check_chunk(plane, &unit)?;
+            if mirror && self.grid.mirrors() && unit.i != unit.j {
+                let (rows, cols) = (unit.cols.clone(), unit.rows.clone());
+                let image = Unit { i: unit.j, j: unit.i, rows, cols };
+                self.check_chunk(plane, &image)?;
+                self.check_mirror(plane, index, &unit)?;
             }
-            sums = self.sums(plane, (unit.i, unit.j))?; // a network may serve bad bytes once
         }
-        if sums.0 == sums.1 { Ok(()) } else { Err(wrong_sum(unit, sums.0, sums.1)) }
+        Ok(())
+    }
+
+    fn check_chunk(&self, plane: usize, unit: &Unit) -> Result<()> {
+        let (got, want) = self.sums(plane, (unit.i, unit.j))?;
+        sums_agree(unit, got, want)
     }
 
     fn check_mirror(&self, plane: usize, index: usize, unit: &Unit) -> Result<()> {
@@ -145,16 +153,6 @@ impl<V: Vfs> Reader for ZarrReader<V> {
     }
 
     fn check(&self, index: usize, mirror: bool) -> Result<()> {
-        let unit = self.grid.unit(index);
-        for plane in 0..self.grid.planes() {
-            self.check_chunk(plane, &unit)?;
-            if mirror && self.grid.mirrors() && unit.i != unit.j {
-                let (rows, cols) = (unit.cols.clone(), unit.rows.clone());
-                let image = Unit { i: unit.j, j: unit.i, rows, cols };
-                self.check_chunk(plane, &image)?;
-                self.check_mirror(plane, index, &unit)?;
-            }
-        }
-        Ok(())
+        patiently(|| self.check_once(index, mirror))
     }
 }
