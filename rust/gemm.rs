@@ -336,6 +336,10 @@ impl<F: Real> Engine<'_, F> {
         to.clear();
         to.resize(examples.len() * outputs.count * ks.len(), F::ZERO);
         for (index, row) in to.chunks_mut(ks.len().max(1)).enumerate() {
+            // Expanding the tables of a block takes longer than people wait for Ctrl-C.
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
             let n = examples.start + index / outputs.count;
             let r = outputs.first + index % outputs.count;
             match content {

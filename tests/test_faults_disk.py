@@ -1,4 +1,4 @@
-"""Disks that lack features or forget the time: rows 88, 92 and 93 of the fault list."""
+"""Disks that are slow, lack features or forget the time: P26, rows 88, 92, 93 of the fault list."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 import entk
 from cases import mlp
-from entk import _core
+from entk import _core, _stored
 from interruptions import FORMATS, TILE, TILES, N, finish, interrupted
 
 
@@ -118,3 +118,23 @@ def test_row_81_a_tile_that_is_recorded_but_changed_is_found(factors, tmp_path, 
         warnings.simplefilter("error")
         entk.open(path).verify()
     assert json.dumps(entk.open(path).info)
+
+
+def test_p26_what_is_not_on_the_disk_yet_is_bounded(monkeypatch):
+    class Sink:
+        def __init__(self):
+            self.waiting, self.most = 0, 0
+
+        def write(self, _index, tile):
+            self.waiting += tile.nbytes
+            self.most = max(self.most, self.waiting)
+
+        def commit(self):
+            self.waiting = 0
+
+    monkeypatch.setattr(_stored, "_COMMIT_SECONDS", 1e9)
+    sink, tile = Sink(), np.zeros((1536, 2048), np.float64)
+    queue = _stored.Committer(sink, most=10**9)
+    for index in range(12):
+        queue.write(index, tile)
+    assert sink.most <= _stored._COMMIT_BYTES + tile.nbytes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from entk import _core
-from entk._arrays import Host
+from entk._arrays import AnyArray, Host
 from entk._errors import DTypeError, InputError, NonFiniteError
 from entk._factors import Factors
 from entk._leaves import Dense, Lookup, Outer, Tied
@@ -19,7 +19,8 @@ from entk._problem import Problem, raw
 # Integers up to here are exact in the accumulator.
 _EXACT = {"float32": 24, "float64": 53}
 _SMALLEST = {"float32": 1e-38, "float64": 2.2250738585072014e-308}
-_CHUNK = 1 << 22
+# Bytes looked at in one call of the core, some 20 ms: between two of them Ctrl-C is heard.
+_LOOK = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,24 @@ def scan(
 
 
 def _scan_part(part: Part, threads: int) -> tuple[list[int] | None, list[int], float]:
-    host = part.host
-    array = host.array
+    """Return the first place that is not finite, all such examples, and the largest magnitude."""
+    array = part.host.array
+    step = max(1, _LOOK // max(1, array[:1].nbytes))
+    first: list[int] | None = None
+    examples: list[int] = []
+    top = 0.0
+    for start in range(0, len(array), step):
+        place, found, largest = _scan_rows(part.host, array[start : start + step], threads)
+        if first is None and place is not None:
+            first = [start + place[0], *place[1:]]
+        examples += [start + example for example in found]
+        top = max(top, largest)
+    return first, examples, top
+
+
+def _scan_rows(
+    host: Host, array: AnyArray, threads: int
+) -> tuple[list[int] | None, list[int], float]:
     # The core wants five axes: examples first, features last, the others between.
     shape = (array.shape[0], *(1,) * (5 - array.ndim), *array.shape[1:])
     spread = np.expand_dims(array, tuple(range(1, 6 - array.ndim)))
