@@ -103,7 +103,7 @@ def sweep(tmp_path, monkeypatch, factors, error, *, lasting, caught, before=None
 
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "lasting"])
-@pytest.mark.parametrize("number", ["EIO", "ENOSPC", "EDQUOT", "EACCES", "EMFILE"])
+@pytest.mark.parametrize("number", ["EIO", "ENOSPC"])
 def test_p19_every_failing_operation_is_reported_or_harmless_and_can_be_resumed(
     tmp_path, monkeypatch, factors, number, lasting
 ):
@@ -123,19 +123,19 @@ def test_p17_a_kill_at_every_operation_loses_no_batch_that_was_safe(
     assert count > 40
 
 
-@pytest.mark.parametrize("name", ["pwrite", "fdatasync"])
+@pytest.mark.parametrize("name", ["pwrite", "fdatasync", "open"])
 def test_a_batch_that_failed_may_be_given_to_the_same_writer_again(
     tmp_path, monkeypatch, factors, name
 ):
     kept = getattr(os, name)
-    for attempt in range(6):
+    for attempt in range(8):
         path = tmp_path / f"{attempt}"
         calls = []
 
-        def once(*args, attempt=attempt, calls=calls):
+        def once(*args, attempt=attempt, calls=calls, **options):
             calls.append(args)
             if len(calls) != attempt + 1:
-                return kept(*args)
+                return kept(*args, **options)
             if name == "pwrite":
                 kept(args[0], bytes(args[1])[:-3], args[2])
             raise OSError(errno.EIO, "once")

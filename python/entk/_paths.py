@@ -85,15 +85,19 @@ def read_small(path: str | Path, most: int) -> bytes:
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as file:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                raise StoreFormatError(f"{path} is not a plain file")
+            if found.st_size > most:
+                raise StoreFormatError(
+                    f"{path} is {found.st_size:,} bytes; at most {most:,} are read"
+                )
+            return file.read(most)
+    except StoreError:
+        raise
     except OSError as error:
         raise opening(path, error) from error
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise StoreFormatError(f"{path} is not a plain file")
-        if found.st_size > most:
-            raise StoreFormatError(f"{path} is {found.st_size:,} bytes; at most {most:,} are read")
-        return file.read(most)
 
 
 def opening(path: str | Path, error: OSError) -> StoreError:

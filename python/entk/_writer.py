@@ -153,7 +153,7 @@ class FactorWriter:
         self._overwrite = self._head.get("replaces") is True
         self._batches = list(_read_log(self._log, len(self._head["arrays"])))
         self._end = os.fstat(self._log).st_size
-        self._open_files()
+        self._open_files(len(self._head["arrays"]))
 
     def _check_meta(self, stored: object) -> None:
         if stored != self._meta:
@@ -162,12 +162,9 @@ class FactorWriter:
                 "two sets of factors"
             )
 
-    def _open_files(self) -> None:
-        assert self._head is not None
-        self._files = [
-            _handle(f"{self._folder}/{_factor_store.file_name(number)}")
-            for number in range(len(self._head["arrays"]))
-        ]
+    def _open_files(self, count: int) -> None:
+        for number in range(len(self._files), count):
+            self._files.append(_handle(f"{self._folder}/{_factor_store.file_name(number)}"))
 
     def append(self, factors: Factors) -> None:
         """Write one batch; it is safe when this returns.
@@ -193,11 +190,13 @@ class FactorWriter:
         if self._head is None:
             sealed = _manifest.sealed(head)
             document = _manifest.document(sealed, self.path)
-            self._head = sealed
+            while self._files:  # of an attempt that failed: their files are replaced here
+                os.close(self._files.pop())
             for number in range(len(head["arrays"])):
                 _paths.replace(f"{self._folder}/{_factor_store.file_name(number)}", b"")
             _paths.replace(f"{self._folder}/{_HEAD}", document)
-            self._open_files()
+            self._open_files(len(head["arrays"]))
+            self._head = sealed
             return
         for field in ("leaves", "arrays", "outputs", "n_outputs"):
             mine, theirs = (_without_reasons(one[field]) for one in (head, self._head))
@@ -232,13 +231,13 @@ class FactorWriter:
         InputError
             If nothing was appended.
         """
-        if not self.complete:
-            try:
+        try:
+            if not self.complete:
                 self._finish()
-            except OSError as error:
-                raise _factor_store.store_error(self.path, error) from error
-        self.close()
-        return _factor_store.open_factors(self.path)
+            self.close()
+            return _factor_store.open_factors(self.path)
+        except OSError as error:
+            raise _factor_store.store_error(self.path, error) from error
 
     def _finish(self) -> None:
         if self._head is None:
