@@ -11,7 +11,7 @@ import numpy as np
 
 from entk import _core, _options, _out, _plan, _values
 from entk._arrays import AnyArray
-from entk._errors import InputError, SizeError
+from entk._errors import InputError, MemoryLimitError, SizeError
 from entk._factors import FactorsLike
 from entk._options import Memory, Progress
 from entk._plan import Plan
@@ -325,8 +325,13 @@ def _assemble_in_memory(job: Job, out: object, progress: object) -> AnyArray:
 def _empty(shape: tuple[int, ...], dtype: str) -> AnyArray:
     try:
         return np.empty(shape, dtype)
-    except (ValueError, MemoryError) as error:
+    except ValueError as error:
         raise SizeError(f"a result of shape {shape} cannot be allocated: {error}") from error
+    except MemoryError as error:
+        raise MemoryLimitError(
+            f"{error}; the process may have no more, whatever memory= allows: "
+            'write to disk with out="K.npy"'
+        ) from error
 
 
 def plan(

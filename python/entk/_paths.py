@@ -23,6 +23,8 @@ PARTIAL = ".partial"
 LOCK = ".partial.lock"
 # What executors read the factors of a call from that has them only in memory.
 SHARED = (".partial.factors", ".partial.other")
+# Added to a store's name it is that of the lock of the one process that hands its tiles out.
+EXECUTOR = ".executor"
 FORMATS = ("npy", "zarr")
 
 

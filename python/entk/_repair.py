@@ -269,6 +269,7 @@ def _left_over(folder: str, base: str) -> list[str]:
         _paths.LOCK,
         f"{_paths.PARTIAL}.entk",
         ".replaced",
+        _paths.EXECUTOR + _paths.LOCK,
         *_paths.SHARED,
     )
     wanted = {base + end for end in ends}

@@ -132,6 +132,8 @@ def fill(
     WorkerLostError
         If a unit failed three times; all others were computed before. If the executor lost its
         scheduler.
+    StoreLockedError
+        If another process hands out the tiles of this store.
     """
     total = len(store.layout)
     done = total - len(store.missing())
@@ -139,7 +141,6 @@ def fill(
         report(done, total)
     if not chosen:
         return
-    task = _task(store, tiles, executor)
 
     def one_more(index: int) -> None:
         nonlocal done
@@ -147,7 +148,13 @@ def fill(
         if report:
             report(done, total)
 
-    Round(task, executor, tiles, one_more).run(chosen)
+    # Workers share the store's lock; of those who hand tiles out there is one.
+    lock = _core.StoreLock(store.path + _paths.EXECUTOR, shared=False)
+    try:
+        task = _task(store, tiles, executor)
+        Round(task, executor, tiles, one_more).run(chosen)
+    finally:
+        lock.release()
 
 
 def _task(store: _unfinished.Store, tiles: _stored.Tiles, executor: Executor) -> Task:
