@@ -111,26 +111,40 @@ def _check_names(arrays: object) -> None:
 
 
 def _is_sound(manifest: dict[str, Any]) -> bool:
-    n, arrays, leaves = manifest.get("n"), manifest.get("arrays"), manifest.get("leaves")
-    if not (_is_count(n) and isinstance(arrays, list) and isinstance(leaves, list)):
+    n = manifest.get("n")
+    return is_head(manifest) and is_count(n) and all(_is_whole(e, n) for e in manifest["arrays"])
+
+
+def is_head(manifest: dict[str, Any]) -> bool:
+    """Whether arrays and leaves are what a finished or unfinished store may say of them."""
+    arrays, leaves = manifest.get("arrays"), manifest.get("leaves")
+    if not (isinstance(arrays, list) and isinstance(leaves, list)):
         return False
     fine = len(arrays) <= 4 * _MOST_LEAVES and 0 < len(leaves) <= _MOST_LEAVES
-    fine = fine and all(_is_array(entry, n) for entry in arrays)
+    fine = fine and all(_is_array(entry) for entry in arrays)
     return fine and all(_is_leaf(entry, len(arrays)) for entry in leaves)
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number of something."""
     return type(value) is int and 0 <= value < 2**63
 
 
-def _is_array(entry: dict[str, Any], n: object) -> bool:
-    shape, sums = entry.get("shape"), entry.get("batches")
-    if not (isinstance(shape, list) and 0 < len(shape) <= 8 and isinstance(sums, list)):
+def _is_array(entry: object) -> bool:
+    if not isinstance(entry, dict):
         return False
-    fine = all(_is_count(length) for length in shape) and shape[0] == n
-    fine = fine and entry.get("dtype") in SUPPORTED
+    shape = entry.get("shape")
+    fine = isinstance(shape, list) and len(shape) <= 8 and all(is_count(k) for k in shape)
+    return fine and entry.get("dtype") in SUPPORTED
+
+
+def _is_whole(entry: dict[str, Any], n: object) -> bool:
+    shape, sums = entry["shape"], entry.get("batches")
+    if not isinstance(sums, list):
+        return False
+    fine = len(shape) > 0 and shape[0] == n
     fine = fine and all(
-        isinstance(one, list) and len(one) == 2 and all(_is_count(part) for part in one)
+        isinstance(one, list) and len(one) == 2 and all(is_count(part) for part in one)
         for one in sums
     )
     return fine and sum(rows for rows, _ in sums) == n
@@ -144,11 +158,11 @@ def _is_leaf(entry: object, arrays: int, *, inner: bool = False) -> bool:
     if entry.get("kind") == "Tied" and not inner:
         uses = entry.get("uses")
         return isinstance(uses, list) and all(_is_leaf(use, arrays, inner=True) for use in uses)
-    numbers = entry.get("arrays")
+    kind, numbers = entry.get("kind"), entry.get("arrays")
     return (
-        entry.get("kind") in _KINDS
+        isinstance(kind, str)
         and isinstance(numbers, list)
-        and len(numbers) == _KINDS[entry["kind"]]
+        and len(numbers) == _KINDS.get(kind)
         and all(type(k) is int and 0 <= k < arrays for k in numbers)
     )
 

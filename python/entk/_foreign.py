@@ -146,7 +146,7 @@ def shards(path: str) -> list[str]:
 
     found = _manifest.parse(_paths.read_small(path, _manifest.LONGEST), path)
     table = found.get("weight_map") if isinstance(found, dict) else None
-    if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
+    if not (isinstance(table, dict) and table and all(isinstance(v, str) for v in table.values())):
         raise StoreFormatError(f"{path}: no index of safetensors files")
     names = sorted(set(table.values()))
     for name in names:

@@ -149,6 +149,8 @@ class FactorWriter:
             return
         found = _manifest.parse(_paths.read_small(name, _manifest.LONGEST), name)
         self._head = _manifest.opened(found, name, "factors")
+        if not _factor_store.is_head(self._head):
+            raise StoreFormatError(f"{name} does not describe factors")
         self._check_meta(self._head.get("meta"))
         self._overwrite = self._head.get("replaces") is True
         self._batches = list(_read_log(self._log, len(self._head["arrays"])))
@@ -361,13 +363,7 @@ def _read_log(handle: int, arrays: int) -> Iterator[dict[str, Any]]:
             batch = _manifest.parse(line, "batches.log")
         except StoreFormatError:
             break
-        sound = (
-            line.endswith(b"\n")
-            and isinstance(batch, dict)
-            and batch == _manifest.sealed(batch)
-            and batch.get("number") == number
-            and len(batch["sums"]) == arrays
-        )
+        sound = line.endswith(b"\n") and _is_batch(batch, number, arrays)
         if not sound:
             break
         end += len(line)
@@ -375,3 +371,12 @@ def _read_log(handle: int, arrays: int) -> Iterator[dict[str, Any]]:
     if end < len(data):
         os.ftruncate(handle, end)
         os.fsync(handle)
+
+
+def _is_batch(batch: object, number: int, arrays: int) -> bool:
+    if not isinstance(batch, dict) or batch != _manifest.sealed(batch):
+        return False
+    sums = batch.get("sums")
+    fine = isinstance(sums, list) and len(sums) == arrays
+    fine = fine and all(_factor_store.is_count(one) and one < 2**32 for one in sums)
+    return fine and batch.get("number") == number and _factor_store.is_count(batch.get("rows"))
