@@ -377,6 +377,7 @@ def _is_batch(batch: object, number: int, arrays: int) -> bool:
     if not isinstance(batch, dict) or batch != _manifest.sealed(batch):
         return False
     sums = batch.get("sums")
-    fine = isinstance(sums, list) and len(sums) == arrays
-    fine = fine and all(_factor_store.is_count(one) and one < 2**32 for one in sums)
+    if not (isinstance(sums, list) and len(sums) == arrays):
+        return False
+    fine = all(_factor_store.is_count(one) and one < 2**32 for one in sums)
     return fine and batch.get("number") == number and _factor_store.is_count(batch.get("rows"))
