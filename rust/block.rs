@@ -77,7 +77,7 @@ impl<'a> Call<'a> {
         let single = !self.blocks.schedule.keeps_block();
         let passes = &self.blocks.schedule.passes;
         let mut packed: Option<(Range<usize>, Side<F>)> = None;
-        let mut spare_cols: Option<Side<F>> = None;
+        let mut packed_cols: Option<(Range<usize>, Side<F>)> = None;
         for block in self.blocks_of(cut) {
             if single {
                 let empty = Pass::default();
@@ -89,15 +89,20 @@ impl<'a> Call<'a> {
                         self.side::<F, MR, MR>(pass, block.rows.clone(), false, spare)?
                     }
                 };
-                let cols =
-                    self.side::<F, MR, NR>(pass, block.cols.clone(), true, spare_cols.take())?;
+                let cols = match packed_cols.take() {
+                    Some((range, side)) if range == block.cols => side,
+                    spare => {
+                        let spare = spare.map(|(_, side)| side);
+                        self.side::<F, MR, NR>(pass, block.cols.clone(), true, spare)?
+                    }
+                };
                 for pairs in self.pairs() {
                     let job =
                         Job { call: self, cut, block: &block, pass, pairs: &pairs, write: true };
                     job.sweep::<F, MR>((&rows, &cols), Kept::none(), &mut workers, &finite);
                 }
                 packed = Some((block.rows.clone(), rows));
-                spare_cols = Some(cols);
+                packed_cols = Some((block.cols.clone(), cols));
             } else {
                 let mut kept = self.kept::<F, MR>(&block)?;
                 for pairs in self.pairs() {
@@ -106,7 +111,7 @@ impl<'a> Call<'a> {
                         let spare = packed.take().map(|(_, side)| side);
                         let rows =
                             self.side::<F, MR, MR>(pass, block.rows.clone(), false, spare)?;
-                        let spare = spare_cols.take();
+                        let spare = packed_cols.take().map(|(_, side)| side);
                         let cols = self.side::<F, MR, NR>(pass, block.cols.clone(), true, spare)?;
                         let write = index + 1 == passes.len();
                         let job =
@@ -114,7 +119,7 @@ impl<'a> Call<'a> {
                         let sides = (&rows, &cols);
                         job.sweep::<F, MR>(sides, kept.borrow(), &mut workers, &finite);
                         packed = Some((block.rows.clone(), rows));
-                        spare_cols = Some(cols);
+                        packed_cols = Some((block.cols.clone(), cols));
                     }
                 }
             }

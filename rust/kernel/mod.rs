@@ -43,6 +43,7 @@ mod lookup;
 mod pack;
 mod peak;
 mod positions;
+mod prefetch;
 mod real;
 mod scan;
 mod sweep;

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use super::body::{add, add_product, add_weighted, chain};
 use super::lookup::{self, Cross, Match, Merged, PlainRows};
 use super::positions::{self, Positions};
-use super::{KC, NR, Packed, Real, Tile};
+use super::{KC, NR, Packed, Real, Tile, prefetch};
 
 /// Column panels that a wide group keeps in cache while the row panels pass.
 pub const WIDE_COLS: usize = 16;
@@ -159,8 +159,8 @@ pub(super) fn run<F: Real, const MR: usize, const REGISTERS: bool>(
 
 /// An operand of a narrow leaf for one row panel.
 enum Ready<'a, F, const MR: usize> {
-    /// Row panel and all column panels of a node.
-    Gram { row: &'a [[F; MR]], cols: &'a [[F; NR]], slot: usize, again: bool },
+    /// This row panel, the next one, and all column panels of a node.
+    Gram { row: &'a [[F; MR]], next: &'a [[F; MR]], cols: &'a [[F; NR]], slot: usize, again: bool },
     /// Slot.
     Kept(usize),
 }
@@ -171,9 +171,18 @@ impl<'a, F: Real, const MR: usize> Ready<'a, F, MR> {
         match operand {
             Operand::Gram { node, slot, again } => {
                 let (row, cols) = (job.rows[node].panel(p, 0), job.cols[node].all());
-                Self::Gram { row, cols, slot, again }
+                let next = job.rows[node].panel((p + 1).min(job.p.end - 1), 0);
+                Self::Gram { row, next, cols, slot, again }
             }
             Operand::Kept(slot) => Self::Kept(slot),
+        }
+    }
+
+    /// Ask for a share of the next row panel.
+    #[inline(always)]
+    fn ask(&self, index: usize, parts: usize) {
+        if let Self::Gram { next, .. } = self {
+            prefetch::part(next, index, parts);
         }
     }
 
@@ -181,7 +190,7 @@ impl<'a, F: Real, const MR: usize> Ready<'a, F, MR> {
     #[inline(always)]
     fn in_registers(&self, q: usize, kept: &mut [Tile<F, MR>; Group::SLOTS]) -> Tile<F, MR> {
         match *self {
-            Self::Gram { row, cols, slot, again } => {
+            Self::Gram { row, cols, slot, again, .. } => {
                 let tile = chain(row, &cols[q * row.len()..][..row.len()]);
                 if again {
                     kept[slot] = tile;
@@ -227,10 +236,12 @@ fn narrow<F: Real, const MR: usize, const REGISTERS: bool>(
             if REGISTERS {
                 let mut sum = *acc;
                 for (a, b, weight) in &ready {
+                    a.ask(q - job.q.start, job.q.len());
                     let a = a.in_registers(q, &mut kept);
                     match b {
                         None => add_weighted(&mut sum, *weight, &a),
                         Some(b) => {
+                            b.ask(q - job.q.start, job.q.len());
                             let b = b.in_registers(q, &mut kept);
                             add_product(&mut sum, *weight, &a, &b);
                         }
@@ -306,36 +317,54 @@ fn wide<F: Real, const MR: usize>(
 fn grams_by_blocks<F: Real, const MR: usize>(
     job: &Sweep<'_, F, MR>,
     node: usize,
-    (row_unit, col_unit): (usize, usize),
+    units: (usize, usize),
     block: &Range<usize>,
     grams: &mut [Tile<F, MR>],
     at: impl Fn(usize, usize) -> usize,
     fresh: bool,
 ) {
-    let k = job.rows[node].k();
-    let mut k0 = 0;
-    while k0 == 0 || k0 < k {
-        let ks = k0..(k0 + KC).min(k);
-        for p in job.p.clone() {
-            let row = &job.rows[node].panel(p, row_unit)[ks.clone()];
-            for q in block.clone() {
-                if !job.wanted(p, q) {
-                    continue;
-                }
-                let col = &job.cols[node].panel(q, col_unit)[ks.clone()];
-                let sum = chain(row, col);
-                let gram = &mut grams[at(p, q)];
-                if fresh && k0 == 0 {
-                    *gram = sum;
-                } else {
-                    add(gram, &sum);
-                }
-            }
-        }
-        k0 += KC;
+    for ks in chain_blocks(job.rows[node].k()) {
+        let fresh = fresh && ks.start == 0;
+        grams_of_block(job, (node, &ks), units, block, grams, &at, fresh);
     }
 }
 
+/// The features of each chain; one empty chain if there are none.
+fn chain_blocks(k: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..k.max(1)).step_by(KC).map(move |k0| k0..(k0 + KC).min(k))
+}
+
+/// Add one chain block to `grams`. The next row panel is asked for while the columns pass this one.
+#[inline(always)]
+fn grams_of_block<F: Real, const MR: usize>(
+    job: &Sweep<'_, F, MR>,
+    (node, ks): (usize, &Range<usize>),
+    (row_unit, col_unit): (usize, usize),
+    block: &Range<usize>,
+    grams: &mut [Tile<F, MR>],
+    at: &impl Fn(usize, usize) -> usize,
+    fresh: bool,
+) {
+    for p in job.p.clone() {
+        let row = &job.rows[node].panel(p, row_unit)[ks.clone()];
+        let next = &job.rows[node].panel((p + 1).min(job.p.end - 1), row_unit)[ks.clone()];
+        for (index, q) in block.clone().enumerate() {
+            if !job.wanted(p, q) {
+                continue;
+            }
+            prefetch::part(next, index, block.len());
+            let sum = chain(row, &job.cols[node].panel(q, col_unit)[ks.clone()]);
+            let gram = &mut grams[at(p, q)];
+            if fresh {
+                *gram = sum;
+            } else {
+                add(gram, &sum);
+            }
+        }
+    }
+}
+
+/// Chain blocks are outermost: the panels of a slice are read once, the sums pass through the second-level cache.
 #[inline(always)]
 fn slice<F: Real, const MR: usize>(
     job: &Sweep<'_, F, MR>,
@@ -343,16 +372,18 @@ fn slice<F: Real, const MR: usize>(
     fresh: bool,
     partial: &mut [Tile<F, MR>],
 ) {
-    let mut first = job.q.start;
-    while first < job.q.end {
-        let block = first..(first + WIDE_COLS).min(job.q.end);
-        for (pair, &(r, s)) in job.pairs.iter().enumerate() {
-            grams_by_blocks(job, node, (r, s), &block, partial, |p, q| job.at(p, q) + pair, fresh);
-            if job.stopped() {
-                return;
+    for ks in chain_blocks(job.rows[node].k()) {
+        for first in job.q.clone().step_by(WIDE_COLS) {
+            let block = first..(first + WIDE_COLS).min(job.q.end);
+            for (pair, &units) in job.pairs.iter().enumerate() {
+                let at = |p: usize, q: usize| job.at(p, q) + pair;
+                let fresh = fresh && ks.start == 0;
+                grams_of_block(job, (node, &ks), units, &block, partial, &at, fresh);
+                if job.stopped() {
+                    return;
+                }
             }
         }
-        first = block.end;
     }
 }
 
