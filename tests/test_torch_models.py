@@ -88,3 +88,138 @@ def test_an_expert_without_tokens_is_exact():
     assert_extracted(relative)
     assert not np.any(gradients(Experts().double(), x)[:, :, 42:84])
     assert factors.n == 4
+
+
+class Standardised(nn.Module):
+    """A kernel standardised by `F.batch_norm` in training mode, as in BiT and NFNets."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.o = nn.Parameter(torch.randn(4, 2, 3, 3)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        flat = self.w.reshape(1, 4, -1)
+        w = F.batch_norm(flat, None, None, training=True).reshape_as(self.w)
+        return self.o(torch.tanh(F.conv2d(x, w)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_standardised_weights_are_no_batch(n):
+    relative, factors = error(Standardised().double(), data(n, 2, 6, 6), "full")
+    assert_extracted(relative)
+    assert engines(factors) == "vmap"
+
+
+class Keeping(nn.Module):
+    """A bias looked up once and kept in a dict, as LevIT does in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.l, self.biases, self.kept = nn.Linear(6, 4), nn.Parameter(torch.randn(3)), {}
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(len(x))
+        if "cpu" not in self.kept:
+            self.kept["cpu"] = self.biases[torch.tensor([0, 2, 1, 0])]
+        return torch.tanh(self.l(x) + self.kept["cpu"])
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_what_a_network_keeps_hides_no_parameter(used):
+    module, x = Keeping().double(), data()
+    if used:
+        module(x)
+    kept, seen = dict(module.kept), list(module.seen)
+    factors = entk.torch.factors(module, x, outputs="full")
+    assert module.kept == kept
+    assert module.seen == seen
+    module.kept.clear()
+    relative, _ = error(module, x, "full")
+    assert_extracted(relative)
+    assert np.any(factors["biases"].jac)
+    assert engines(factors) == "vmap"
+
+
+class Adapting(nn.Module):
+    """A step of gradient descent inside the network, as in MAML."""
+
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(6, 1, bias=False)
+
+    def forward(self, x):
+        w = self.l.weight
+        learned = []
+        for task in x:
+            loss = (task[:2] @ w.T).square().mean()
+            (step,) = torch.autograd.grad(loss, w, create_graph=True)
+            learned.append((task[2:] @ (w - 0.1 * step).T)[:, 0])
+        return torch.stack(learned)
+
+
+def test_a_network_that_differentiates_itself_is_exact():
+    relative, _ = error(Adapting().double(), data(4, 5, 6), "full")
+    assert_extracted(relative)
+
+
+class Sparse(nn.Module):
+    """A sparse buffer, such as the edges of a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(6, 4)
+        self.register_buffer("edges", torch.eye(5, dtype=torch.float64).roll(1, 0).to_sparse())
+
+    def forward(self, x):
+        return torch.stack([torch.tanh(torch.sparse.mm(self.edges, self.l(e))).mean(0) for e in x])
+
+
+def test_a_sparse_buffer_is_left_alone(tmp_path):
+    module, x = Sparse().double(), data(3, 5, 6)
+    relative, factors = error(module, x, "full")
+    assert_extracted(relative)
+    stored = entk.torch.write_factors(tmp_path / "F.entk", module, x.split(2), outputs="full")
+    assert np.array_equal(stored["l.weight"].cots, factors["l.weight"].cots)
+
+
+class Elsewhere(nn.Module):
+    """Something that `torch.func` computes otherwise than autograd does."""
+
+    def __init__(self):
+        super().__init__()
+        self.l, self.o = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        inside = torch._C._functorch.maybe_current_level() is not None
+        return self.o(torch.tanh(self.l(x)) * (2.0 if inside else 1.0))
+
+
+def test_an_engine_that_is_wrong_costs_no_leaf_its_structure():
+    relative, factors = error(Elsewhere().double(), data(), "full")
+    assert_extracted(relative)
+    assert engines(factors) == "loop"
+    assert kinds(factors)["l.weight"] == kinds(factors)["o.weight"] == "Outer"
+
+
+class Late(nn.Module):
+    """Asks for a number, which `torch.func` cannot give, where an example is special."""
+
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = self.l(x)
+        if (x[:, 0] > 100).any():
+            y = y * float(x[0, 1].abs() + 1.0)
+        return y
+
+
+def test_what_only_a_later_example_asks_changes_the_engine():
+    x = data(9, 6)
+    x[5, 0] = 200.0
+    relative, factors = error(Late().double(), x, batch_size=3)
+    assert_extracted(relative)
+    assert engines(factors) == "loop"
+    assert kinds(factors)["l.weight"] == "Outer"
