@@ -51,8 +51,8 @@ def batch_size(
         raise MemoryLimitError(
             f"factors of {n:,} examples need at least {least:,} bytes ({result:,} an example, "
             f"{one:,} on the way, {fixed:,} for copies of the parameters); the limit is "
-            f"{allowed.limit:,} ({allowed.source}). Write them to disk (entk.torch.write_factors), "
-            "ask for fewer outputs, or allow more memory"
+            f"{allowed.limit:,} ({allowed.source}). Write them to disk in smaller batches "
+            "(entk.torch.write_factors), ask for fewer outputs, or allow more memory"
         )
     if given is not None:
         return min(given, max(n, 1))

@@ -201,9 +201,9 @@ class Extraction:
         columns = Columns(self.plan, n, self.rows.count, theirs)
         for number, start in enumerate(range(0, n, size)):
             some = slice(start, min(start + size, n))
-            with _located(number, -(-n // size), some):
+            at = slice(self._offset + some.start, self._offset + some.stop)
+            with _located(number, -(-n // size), at):
                 tensors = self.inputs.take(some, self.network.device)
-                at = slice(self._offset + some.start, self._offset + some.stop)
                 own = self.rows.of(at, len(tensors[0]), tensors[0])
                 columns.put(start, self.engine(self.plan, tensors, own))
             report(some.stop, n)

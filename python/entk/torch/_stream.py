@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from entk._errors import StoreMismatchError
+from entk._errors import MemoryLimitError, StoreMismatchError
 from entk._factors import Factors
 from entk.torch._factors import Extraction, build, device_of
 from entk.torch._guard import preserved
@@ -25,6 +26,18 @@ def count(batches: Iterable[Any]) -> int:
         return len(batches)  # type: ignore[arg-type]
     except TypeError:
         return 0
+
+
+@contextmanager
+def _numbered(number: int) -> Iterator[None]:
+    """Say in an error which of the batches given it came from."""
+    try:
+        yield
+    except MemoryLimitError as error:
+        raise MemoryLimitError(f"batch {number} of those given: {error}") from error
+    except Exception as error:
+        error.add_note(f"entk: in batch {number} of those given")
+        raise
 
 
 @dataclass
@@ -58,10 +71,11 @@ class Stream:
                 return writer.finish()
             rows, total = 0, count(batches)
             for number, x in enumerate(batches):
-                inputs = Inputs(tuple(x) if isinstance(x, list) else x)
-                rows += inputs.n
                 written = number < writer.batches_done
-                factors = self._factors(inputs, skip=written)
+                with _numbered(number):
+                    inputs = Inputs(tuple(x) if isinstance(x, list) else x)
+                    factors = self._factors(inputs, skip=written)
+                rows += inputs.n
                 if factors is not None:
                     writer.append(factors)
                 elif number == writer.batches_done - 1 and rows != writer.rows_done:
