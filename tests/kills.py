@@ -130,9 +130,12 @@ def series(folder, suffix, factors, tile, kills, seed, seconds=float("inf")):
     dice = np.random.default_rng(seed)
     folder = Path(folder)
     clean = folder / f"clean.{suffix}"
-    begun = time.monotonic()
-    entk.assemble(factors, out=clean, tile=tile, threads=THREADS)
-    length = time.monotonic() - begun
+    lengths = []
+    for _ in range(2):  # the first one is longer on a cold disk
+        begun = time.monotonic()
+        entk.assemble(factors, out=clean, tile=tile, threads=THREADS, overwrite=True)
+        lengths.append(time.monotonic() - begun)
+    length = min(lengths)
     want, hashed = np.asarray(entk.open(clean)), digest(clean)
     counter = mmap.mmap(-1, 8)
     tally = Tally()
