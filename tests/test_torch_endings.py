@@ -11,8 +11,10 @@ import torch.utils.checkpoint as checkpointing  # noqa: E402
 from torch import nn  # noqa: E402
 
 import entk.torch  # noqa: E402
-from entk import EntkError, ModelError  # noqa: E402
+from bounds import assert_extracted  # noqa: E402
+from entk import EntkError, ModelError, reference  # noqa: E402
 from test_torch_state import Busy, assert_same_random, random_states, same, snapshot  # noqa: E402
+from torch_oracle import difference, gradients, kernel  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -257,3 +259,34 @@ def test_a_mode_that_ctrl_c_left_on_is_taken_off(busy, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         entk.torch.factors(busy, IDS)
     assert process() == outside
+
+
+class Writing(nn.Module):
+    """A network whose first step overwrites its input."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.write = write
+        self.l = nn.Linear(6, 3)
+
+    def forward(self, x):
+        self.write(x)
+        return self.l(x)
+
+
+WRITES = {
+    "ReLU in place": nn.ReLU(inplace=True),
+    "a product": lambda x: x.mul_(2),
+    "an entry": lambda x: x.__setitem__((slice(None), 0), 3 * x[:, 1]),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"structure": False}], ids=str)
+@pytest.mark.parametrize("how", WRITES)
+def test_the_examples_are_as_before_and_the_result_is_right(how, options):
+    module, x = Writing(WRITES[how]).double(), torch.randn(5, 6, dtype=torch.float64)
+    before = x.clone()
+    factors = entk.torch.factors(module, x, outputs="full", **options)
+    assert torch.equal(x, before)
+    truth = kernel(gradients(module, before))
+    assert_extracted(difference(reference.assemble(factors), truth))

@@ -124,6 +124,7 @@ def factors(
 
     root = _checked(module)
     inputs = Inputs(x)
+    inputs.check_values()
     _batches.checked(batch_size, memory)
     with (
         _guard.preserved(root, _factors.device_of(root, inputs)),
@@ -217,10 +218,13 @@ def _checked(module: Any) -> torch.nn.Module:
     import torch
 
     from entk.torch._factors import unwrapped
+    from entk.torch._network import check_values
 
     if not isinstance(module, torch.nn.Module):
         raise InputError(
             f"module is a {type(module).__name__}; expected a torch.nn.Module (wrap a function in "
             "a module that holds its parameters)"
         )
-    return unwrapped(module)
+    root = unwrapped(module)
+    check_values(root)
+    return root

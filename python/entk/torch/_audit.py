@@ -142,7 +142,7 @@ def _gradients(plan: Plan, result: Result, i: int, mix: Tensor) -> dict[str, Ten
     for part in plan.parts:
         if part.uses:
             pairs = [
-                (a[i : i + 1], torch.tensordot(mix.to(c.dtype), c[i], 1)[None, None])
+                (a[i : i + 1], torch.tensordot(mix.to(c), c[i], 1)[None, None])
                 for a, c in result.pairs[part.name]
             ]
             gradient = expanded(part, pairs, (1, 1))[0, 0]
@@ -150,7 +150,7 @@ def _gradients(plan: Plan, result: Result, i: int, mix: Tensor) -> dict[str, Ten
         elif part.form == "free":
             jac = result.free[part.leaf]
             zero = torch.zeros(part.size, dtype=part.dtype, device=mix.device)
-            mine[part.leaf] = zero if jac is None else mix.to(jac.dtype) @ jac[i]
+            mine[part.leaf] = zero if jac is None else mix.to(jac) @ jac[i]
     return mine
 
 
@@ -170,7 +170,7 @@ def _disagreeing(
         if want.numel() == 0:
             continue
         scale = relative * float(want.abs().max()) + cancelled * largest
-        difference = (gradient.to(want.dtype) - want).abs().max()
+        difference = (gradient.to(want) - want).abs().max()
         # Entries that are not finite are the examples' own: assembling names them.
         if bool(want.isfinite().all()) and not float(difference) <= scale:
             wrong.append(leaf)

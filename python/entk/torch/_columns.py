@@ -85,7 +85,7 @@ class Columns:
     def put(self, start: int, result: Result) -> None:
         """Take over a batch; from a GPU its copy ends during the next one."""
         arrays = {part.name: self._arrays(part, result) for part in self.plan.parts}
-        self._pinned = any(a.is_cuda for values in arrays.values() for a in values)
+        self._pinned = any(_on_gpu(a) for values in arrays.values() for a in values)
         if not self._pinned:
             self._store(start, arrays)
             return
@@ -145,14 +145,20 @@ def _columns(part: Part, n: int, rows: int) -> list[Column]:
     return columns
 
 
+def _on_gpu(array: Tensor) -> bool:
+    return array.is_cuda
+
+
 def _sent(arrays: dict[str, list[Tensor]]) -> Callable[[], dict[str, list[Tensor]]]:
     """Start copying from a GPU; the function returned waits and gives the copies."""
     copies = {name: [_pinned(a) for a in values] for name, values in arrays.items()}
-    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    done.record()
+    # On the device of the arrays, which need not be the current one; of a module on several, each.
+    devices = {a.device for values in arrays.values() for a in values if _on_gpu(a)}
+    events = [torch.cuda.current_stream(device).record_event() for device in devices]
 
     def arrive() -> dict[str, list[Tensor]]:
-        done.synchronize()
+        for event in events:
+            event.synchronize()
         return copies
 
     return arrive

@@ -27,7 +27,7 @@ def preserved(module: nn.Module, device: torch.device) -> Iterator[None]:
     stack = ExitStack()
     try:
         for context in (
-            _random_state(device),
+            _random_state(module, device),
             _module_state(module),
             _full_precision(),
             _plain_checkpoints(),
@@ -88,8 +88,9 @@ def _uncompiled() -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _random_state(device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
+def _random_state(module: nn.Module, device: torch.device) -> Iterator[None]:
+    all_devices = {device, *(p.device for p in module.parameters())}
+    devices = [d for d in all_devices if d.type == "cuda"]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state
     try:
         with torch.random.fork_rng(devices):

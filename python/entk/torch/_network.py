@@ -51,6 +51,11 @@ class Inputs:
             )
         return counts[0]
 
+    def check_values(self) -> None:
+        """Raise `InputError` for tensors on the meta device."""
+        if any(t.is_meta for t in self.tensors):
+            raise InputError("x holds a tensor on the meta device, which has no values")
+
     def shapes(self) -> list[tuple[int, ...]]:
         """Return the shapes of one example."""
         return [tuple(t.shape[1:]) for t in self.tensors]
@@ -58,7 +63,8 @@ class Inputs:
     def take(self, index: slice | list[int], device: torch.device) -> list[Tensor]:
         """Return the tensors of some examples on `device`."""
         some = (t[index] for t in self.tensors)
-        moved = [t.to(device, non_blocking=True) for t in some]
+        # From a GPU to the host such a copy would be read before it is there.
+        moved = [t.to(device, non_blocking=device.type != "cpu") for t in some]
         return [t.clone() if t.is_inference() else t for t in moved]
 
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -81,6 +87,16 @@ def _plain(x: Any) -> Any:
             "or a dict (module(**x))"
         )
     return x
+
+
+def check_values(module: nn.Module) -> None:
+    """Raise `InputError` for a module on the meta device."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(
+                f"layer {name!r} is on the meta device: it has a shape and no values. Give the "
+                "module its weights first (module.to_empty(device=...), then load_state_dict)"
+            )
 
 
 class Network:
@@ -149,8 +165,11 @@ class Network:
             self._contents.restore()
 
     def outputs(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the module's outputs for a batch, ``(batch, O)``; call inside `substituted`."""
-        args, kwargs = self.inputs.arguments(tensors)
+        """Return the module's outputs for a batch, ``(batch, O)``; call inside `substituted`.
+
+        The module gets copies of its inputs: it may write to them (``nn.ReLU(inplace=True)``).
+        """
+        args, kwargs = self.inputs.arguments([t.clone() for t in tensors])
         return _flat(self._chosen(self.module(*args, **kwargs)), tensors[0].shape[0])
 
     def single(self, tensors: Sequence[Tensor]) -> Tensor:

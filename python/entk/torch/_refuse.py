@@ -160,19 +160,25 @@ def _refuse_writes(network: Network) -> None:
 
 def _quiet(network: Network, tensors: Sequence[Tensor]) -> Tensor:
     """Return the outputs, and refuse a network that moves the random state."""
-    before = torch.get_rng_state()
+    before = _random_state(network.device)
 
     def work() -> Tensor:
         with Watch(network.names):
             return network.outputs(tensors).detach()
 
     out: Tensor = network.substituted(network.parameters, work)
-    if not torch.equal(torch.get_rng_state(), before):
+    if not torch.equal(_random_state(network.device), before):
         raise ModelError(
             "the network draws random numbers, so its output is no function of the example. Call "
             "module.eval() first and take random operations out of forward"
         )
     return out
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """Return the state of the generators that code on this device may draw from."""
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return torch.cat([torch.get_rng_state(), *own])
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -92,6 +92,7 @@ class Stream:
             self.extraction.feed(inputs)
             if skip:
                 return None
+        inputs.check_values()
         with preserved(self.module, device_of(self.module, inputs)):
             if self.extraction is None:
                 self.extraction = Extraction(
