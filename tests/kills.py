@@ -51,7 +51,7 @@ def digest(path):
     return found.hexdigest()
 
 
-def start(factors, path, tile, counter):
+def start(factors, path, tile, counter, **options):
     """Assemble in a forked child, which counts its tiles in shared memory."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -64,7 +64,8 @@ def start(factors, path, tile, counter):
 
     status = 1
     try:
-        entk.assemble(factors, out=path, tile=tile, resume=True, threads=THREADS, progress=report)
+        chosen = {"resume": True, "threads": THREADS, **options}
+        entk.assemble(factors, out=path, tile=tile, progress=report, **chosen)
         status = 0
     finally:
         os._exit(status)

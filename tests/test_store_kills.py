@@ -1,5 +1,6 @@
 """P15, P17, P22: killed runs lose the tiles in flight, nothing else, and leave nothing unlisted."""
 
+import mmap
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import entk
 from cases import mlp
 from entk import _core
-from kills import MOST_LOST, THREADS, series
+from kills import MOST_LOST, THREADS, computed, series, start
 
 KILLS = 30
 
@@ -28,6 +29,36 @@ def test_p17_random_kills_lose_nothing_but_tiles_in_flight(rng, tmp_path, suffix
     assert tally.most_lost <= MOST_LOST
     suffixes = (f".{suffix}", ".npy.entk")
     assert all(name.endswith(suffixes) for name in os.listdir(tmp_path)), "litter"
+
+
+@pytest.mark.parametrize("suffix", ["npy", "zarr"])
+@pytest.mark.parametrize("together", [True, False], ids=["together", "in turn"])
+def test_p17_shares_that_are_killed_are_run_again(rng, tmp_path, suffix, together):
+    factors = mlp(rng, 256, widths=((32, 16), (16, 8)))
+    want, path, shares = entk.assemble(factors), tmp_path / f"K.{suffix}", 3
+    counters = [mmap.mmap(-1, 8) for _ in range(shares)]
+    for attempt in ("killed", "whole"):
+        running = []
+        for k in range(shares):
+            counters[k][:8] = bytes(8)
+            running.append(start(factors, path, 16, counters[k], part=(k, shares), resume=False))
+            if attempt == "killed":
+                while not (computed(counters[k]) > 3 * k or ended(running[k])):
+                    time.sleep(0)
+                os.kill(running[k], signal.SIGKILL)
+            if not together or attempt == "killed":
+                os.waitpid(running[k], 0)
+        if together and attempt == "whole":
+            assert [os.waitpid(child, 0)[1] for child in running] == [0] * shares
+    with entk.open(path) as kernel:
+        kernel.verify()
+        assert np.array_equal(np.asarray(kernel), want)
+    assert {name for name in os.listdir(tmp_path) if not name.startswith(path.name)} == set()
+
+
+def ended(child):
+    """Whether a child is over, without forgetting it."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

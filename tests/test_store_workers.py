@@ -2,14 +2,17 @@
 
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import deaths
 import entk
 import worker_functions
 from cases import every_leaf, mlp
+from deaths import Log, digest, run
 from entk import _workers
 
 TILE = 5
@@ -152,6 +155,52 @@ def test_an_overflow_in_a_worker_is_an_overflow(factors, pool, tmp_path):
     factors["fc1.weight"].cots[9] = 1e30
     with pytest.raises(entk.KernelOverflowError, match=r"layer 'fc1.weight'"):
         entk.assemble(factors, out=tmp_path / "K.zarr", tile=TILE, executor=pool)
+
+
+class Silent(Executor):
+    """Takes tiles and never answers, as Dask does whose scheduler died."""
+
+    def __init__(self, status=None, most=1000):
+        self._client = SimpleNamespace(status=status)
+        self._left = most
+
+    def submit(self, *_args):
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+        future = Future()
+        future.set_running_or_notify_cancel()
+        return future
+
+
+def test_p33_a_lost_scheduler_is_an_error_and_no_hang(factors, tmp_path, monkeypatch):
+    monkeypatch.setattr(_workers, "_GRACE", 0.1)
+    path = tmp_path / "K.zarr"
+    for status in ("closing", "closed"):
+        with pytest.raises(entk.WorkerLostError, match="lost its scheduler; tiles that were"):
+            entk.assemble(factors, out=path, tile=TILE, executor=Silent(status), overwrite=True)
+    kernel = entk.assemble(factors, out=path, tile=TILE, resume=True)
+    assert np.array_equal(np.asarray(kernel), entk.assemble(factors))
+    assert only_the_store(tmp_path, "K.zarr")
+
+
+def test_p33_a_worker_that_hangs_does_not_keep_ctrl_c_waiting(factors, tmp_path, monkeypatch):
+    monkeypatch.setattr(_workers, "_GRACE", 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        entk.assemble(factors, out=tmp_path / "K.zarr", tile=TILE, executor=Silent(most=3))
+    kernel = entk.assemble(factors, out=tmp_path / "K.zarr", tile=TILE, resume=True)
+    assert np.array_equal(np.asarray(kernel), entk.assemble(factors))
+
+
+def test_p33_killed_and_stopped_workers_leave_the_bits_of_one_process(factors, tmp_path):
+    """A short form of ``benches/workers.py``."""
+    want, log, dice = digest(entk.assemble(factors)), Log(), np.random.default_rng(0)
+    for how in ("killed", "stopped"):
+        with deaths.pool() as (executor, pids):
+            path = tmp_path / f"{how}.zarr"
+            done = run(log, "pool", executor, pids, how, 1, factors, path, TILE, want, dice)
+        assert not done["wrong"]
+    assert [one["how"] for one in log.deaths] == ["killed", "stopped"]
 
 
 def test_dask_workers_make_the_bits_of_one_process(factors, tmp_path):
