@@ -124,6 +124,54 @@ def test_a_weight_that_the_network_changes_is_refused_by_its_name(how, n, audit)
     assert torch.equal(module.w, before)
 
 
+class Overwritten(nn.Module):
+    """An input of a layer that is written to after the layer has used it."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.write = write
+
+    def forward(self, x):
+        h = self.a(x)
+        y = self.b(h)
+        self.write(h)
+        return y + torch.tanh(h)
+
+
+LATE_WRITES = {
+    "in place": torch.relu_,
+    "an entry": lambda h: h.__setitem__((slice(None), 0), 1.0),
+    "a view": lambda h: h[:, :2].zero_(),
+    "through .detach()": lambda h: h.detach().mul_(2),
+}
+
+
+@pytest.mark.parametrize("audit", [True, False])
+@pytest.mark.parametrize("how", LATE_WRITES)
+def test_an_input_overwritten_after_its_use_is_refused_as_autograd_does(how, audit):
+    module, x = Overwritten(LATE_WRITES[how]).double(), data()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradients(module, x)
+    with pytest.raises(ModelError, match=r"layer 'b.weight': its input is overwritten"):
+        entk.torch.factors(module, x, audit=audit)
+    with pytest.raises(ModelError, match="modified by an inplace operation"):
+        entk.torch.factors(module, x, audit=audit, structure=False)
+
+
+def test_an_input_overwritten_after_its_use_would_be_wrong_unseen(monkeypatch):
+    from entk.torch import _engines
+
+    module, x = Overwritten(torch.relu_).double(), data()
+    plain = Overwritten(lambda h: None).double()
+    plain.load_state_dict(module.state_dict())
+    plain.forward = lambda x: plain.b(plain.a(x)) + torch.tanh(torch.relu(plain.a(x)))
+    monkeypatch.setattr(_engines, "_check_unwritten", lambda _: None)
+    factors = entk.torch.factors(module, x, audit=False)
+    row = torch.full((1, 6), 6**-0.5, dtype=torch.float64)
+    assert difference(reference.assemble(factors), kernel(gradients(plain, x, row))) > DIFFERENT
+
+
 def test_a_weight_changed_in_a_copy_is_right():
     def forward(self, x):
         w = self.w.clone()

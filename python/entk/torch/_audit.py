@@ -15,7 +15,7 @@ from torch import Tensor
 
 from entk.torch import _precision
 from entk.torch._engines import Pair, Result
-from entk.torch._network import Network
+from entk.torch._network import Network, pulled_back
 from entk.torch._plan import Part, Plan, TableUse
 from entk.torch._rows import Rows
 
@@ -88,13 +88,10 @@ def reference(
         if not out.requires_grad:
             return [None] * len(free)
         row = direction.to(out.dtype)
-        return torch.autograd.grad(out, list(free.values()), row, allow_unused=True)
+        return pulled_back(out, list(free.values()), row)
 
     grads = network.substituted(free, work)
-    return {
-        k: None if g is None else (g.to_dense() if g.is_sparse else g).detach()
-        for k, g in zip(free, grads, strict=True)
-    }
+    return {k: None if g is None else g.detach() for k, g in zip(free, grads, strict=True)}
 
 
 def audit(

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from entk._errors import ModelError
 from entk.torch._decisions import Decisions, SplitError
-from entk.torch._network import Network
+from entk.torch._network import Network, pulled_back
 from entk.torch._plan import Plan, TableUse, table_use
 from entk.torch._rows import Rows
 from entk.torch._taps import Perturb, Site, Tap
@@ -130,6 +131,7 @@ class Together:
                     return network.single(example)
 
             out = network.substituted({**fixed, **free}, work)
+            _check_unwritten(tap)
             _check_same(plan, tap)
             if self.decisions.asked:
                 _check_tables(plan, tap, network.parameters)
@@ -199,6 +201,7 @@ class OneByOne:
             return [_grads(out, variables, row) for row in self._rows.each(own, out)]
 
         pulled = network.substituted({**network.parameters, **free}, work)
+        _check_unwritten(tap)
         assigned = _assigned(plan, tap, network.parameters)
         seen = _Pulled(tap.sites, [_or_zeros(row, zeros) for row in pulled])
         pairs = {
@@ -241,6 +244,17 @@ def _expected(zeros: list[Tensor]) -> Perturb:
         return zeros[number]
 
     return perturb
+
+
+def _check_unwritten(tap: Tap) -> None:
+    """Raise unless the factors are still what the products were made of."""
+    for site in tap.sites:
+        if site.overwritten:
+            raise ModelError(
+                f"layer {site.view.leaf!r}: its input is overwritten after it was used (by an "
+                "operation in place), so that its gradient is lost, for autograd too. Use the "
+                "operation that makes a new tensor"
+            )
 
 
 def _check_same(plan: Plan, tap: Tap) -> None:
@@ -286,8 +300,7 @@ def _merged(results: list[Result], order: Tensor) -> Result:
 def _grads(out: Tensor, variables: list[Tensor], row: Tensor) -> list[Tensor | None]:
     if not out.requires_grad or not variables:
         return [None] * len(variables)
-    grads = torch.autograd.grad(out, variables, row, retain_graph=True, allow_unused=True)
-    return [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
+    return pulled_back(out, variables, row, again=True)
 
 
 def _or_zeros(grads: list[Tensor | None], zeros: list[Tensor]) -> list[Tensor]:

@@ -186,6 +186,20 @@ class Network:
         return out
 
 
+def pulled_back(
+    out: Tensor, variables: Sequence[Tensor], row: Tensor, *, again: bool = False
+) -> list[Tensor | None]:
+    """Return autograd's gradients of ``out . row``, to be asked for once or `again`."""
+    try:
+        grads = torch.autograd.grad(out, variables, row, retain_graph=again, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        said = (str(error).strip().splitlines() or ["it gives no reason"])[0]
+        raise ModelError(f"autograd cannot differentiate this network: {said}") from error
+    return [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
+
+
 def _renormalised(module: nn.Module, trained: set[str]) -> dict[str, Tensor]:
     """Return copies of the frozen tables that a forward pass writes to (``max_norm``)."""
     tables = {

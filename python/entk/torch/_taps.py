@@ -37,13 +37,20 @@ Perturb = Callable[[int, Tensor], Tensor]
 class Site:
     """A use of a leaf, with the output it made.
 
-    `loop` says that the use stands in a recurrent layer that was spelled out.
+    `loop` says that the use stands in a recurrent layer that was spelled out; `version` counts the
+    writes to the acts before the use.
     """
 
     view: View
     use: Use
     out: Tensor
     loop: bool
+    version: int
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the acts have been written to since."""
+        return self.use.acts._version != self.version
 
     def cots(self, d: Tensor) -> Tensor:
         """Turn the cotangent of the output into the cotangents of the factors."""
@@ -141,7 +148,8 @@ class Tap(TorchFunctionMode):
             self._touch([t for t in _tensors(args, kwargs) if t is not use.weight], func)
             for shown, own in uses:
                 if shown.leaf in self._live:
-                    out = self._tapped(Site(shown, own, out, self._loops > 0))
+                    version = own.acts._version
+                    out = self._tapped(Site(shown, own, out, self._loops > 0, version))
             return out
         if view is None and (func in _views.COPIES or func in _views.VALUELESS):
             return out  # only a type or a shape was asked of the parameter
