@@ -115,9 +115,9 @@ BUGS = [
     Bug(
         "P24",
         "python/entk/_stored.py",
-        "        limit = job.memory.limit - self.held\n",
-        "        limit = 2 * job.memory.limit\n",
-        "tests/test_limits.py -k p24",
+        "        return one\n    return 2 * one\n",
+        "        return one\n    return 0\n",
+        "tests/test_limits.py",
     ),
     Bug(
         "P25",

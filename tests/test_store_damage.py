@@ -292,10 +292,14 @@ def test_clean_removes_exactly_what_a_run_left(factors, path):
     (path.parent / "KK.npy.partial").touch()
     interrupted(factors, path)
     Path(f"{path}.partial.lock").touch()
+    Path(f"{path}.partial.entk.4711.0.9.tmp").mkdir()
     removed = entk.clean(path)
     assert removed
     assert listing(path.parent) == {"K.npy.other", "KK.npy.partial"}
     assert entk.clean(path) == []
+    Path(f"{path}.partial.lock").touch()
+    assert entk.clean(path) == [f"{path}.partial.lock"]
+    assert listing(path.parent) == {"K.npy.other", "KK.npy.partial"}
 
 
 def test_clean_leaves_a_finished_kernel_alone(factors, path):
