@@ -331,14 +331,20 @@ def cmd_demo(extra: list[str], *, fast: bool) -> int:
 
 
 def cmd_bench(extra: list[str], *, fast: bool) -> int:
-    """Run the benchmarks; records go to bench-out."""
+    """Run the benchmarks; with --paper those that reproduce figures of the pNTK's paper."""
     short = ["--fast"] if fast else []
-    results = run_steps(
-        [
-            ("assembly", python("benches/assembly.py", *short, *extra)),
-            ("memory", python("benches/memory.py", *short)),
+    steps: list[Step] = [
+        ("assembly", python("benches/assembly.py", *short, *extra)),
+        ("memory", python("benches/memory.py", *short)),
+    ]
+    if "--paper" in extra:
+        rest = [word for word in extra if word != "--paper"]
+        picture = ["--plot", "bench-out/pntk-convergence.png"]
+        steps = [
+            ("convergence", python("benches/paper.py", *short, *picture, *rest)),
+            ("accuracy", python("benches/accuracy.py", *short, *rest)),
         ]
-    )
+    results = run_steps(steps)
     summary(results)
     return int(any(status for _, status, _ in results))
 
@@ -348,7 +354,12 @@ COMMANDS = {"demo": cmd_demo, "test": cmd_test, "bench": cmd_bench, "lint": cmd_
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our command and flag; everything else goes to the command."""
-    parser = argparse.ArgumentParser(prog="dev.py", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="dev.py",
+        description=__doc__.split("\n\n")[0],
+        epilog="bench --paper reproduces figures of the pNTK's paper; anything else goes on to the "
+        "command (test tests/test_bits.py -k zarr).",
+    )
     parser.add_argument("command", choices=sorted(COMMANDS))
     parser.add_argument(
         "--fast",

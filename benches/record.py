@@ -33,13 +33,14 @@ def write(bench: str, rows: list[dict[str, object]], *, record: bool) -> None:
     """Print the rows as CSV, and append them to this machine's record of today."""
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     table = [{"date": date, "machine": machine(), "bench": bench, **row} for row in rows]
+    columns = list(dict.fromkeys(name for row in table for name in row))
     targets = [sys.stdout]
     path = RECORDS / f"{machine()}-{date}-{bench}.csv"
     if record:
         RECORDS.mkdir(exist_ok=True)
         targets.append(path.open("w", newline=""))
     for target in targets:
-        sheet = csv.DictWriter(target, fieldnames=list(table[0]))
+        sheet = csv.DictWriter(target, fieldnames=columns)
         sheet.writeheader()
         sheet.writerows(table)
         target.flush()

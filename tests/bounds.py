@@ -333,3 +333,17 @@ def assert_extracted(error, dtype="float64"):
 SAMPLING = 3.0
 # An entry that is wrong by 1e-3 stands out from rounding by more than this.
 PLANTED_RATIO = 1000.0
+
+
+# Training -----------------------------------------------------------------------------------------
+
+# Halving the step of a method of first order halves its error, up to terms of the next order.
+LINEARISED = (1.8, 2.2)
+
+
+def assert_drift(got, want, steps):
+    """Assert that two float64 iterations of contractions agree: each step adds a few roundings."""
+    scale = np.abs(want).max()
+    error = np.abs(got - want).max() / scale
+    limit = 64 * LAPACK_RATIO * max(steps, 1) * U["float64"]
+    assert error <= limit, f"relative error {error:.1e} after {steps} steps, more than {limit:.1e}"

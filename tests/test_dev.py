@@ -113,3 +113,16 @@ def test_the_exit_status_is_that_of_pytest(dev, monkeypatch, capsys, status):
     monkeypatch.setattr(dev, "run", lambda command: status if "pytest" in command else 0)
     monkeypatch.setattr(dev, "kill_points", lambda: 0)
     assert dev.cmd_test([], fast=False) == int(status != 0)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_paper_has_benches_of_its_own(dev, monkeypatch, capsys, fast):
+    seen = []
+    monkeypatch.setattr(dev, "run", lambda command: seen.append(command[1:]) or 0)
+    assert dev.cmd_bench(["--paper", "--record"], fast=fast) == 0
+    assert [command[0] for command in seen] == ["benches/paper.py", "benches/accuracy.py"]
+    assert ("--fast" in seen[0]) == ("--fast" in seen[1]) == fast
+    assert "--record" in seen[0]
+    assert "--paper" not in seen[0]
+    for command in seen:
+        assert (ROOT / command[0]).is_file()

@@ -134,6 +134,39 @@ def test_solving_with_a_low_rank_matrix_needs_a_ridge(rng):
         lowrank.rpcholesky(gram(rng, 5), 2).solve(np.ones(5), 0.0)
 
 
+@pytest.mark.parametrize("landmarks", [8, [0, 3, 5, 7], [1, 2, 4, 19]])
+def test_new_points_get_the_rows_that_they_would_have_had(rng, landmarks):
+    """Old points extend to their own rows; new ones to the Nystrom kernel, by its definition."""
+    both = gram(rng, 26)
+    kernel, cross = both[:20, :20], both[20:, :20]
+    low = (
+        lowrank.rpcholesky(kernel, landmarks)
+        if isinstance(landmarks, int)
+        else lowrank.nystrom(kernel, landmarks)
+    )
+    part = low.pivots
+    assert_same_solution(low.extend(kernel[:, part]), low.factor, kernel[np.ix_(part, part)])
+    corner = kernel[np.ix_(part, part)]
+    want = cross[:, part] @ np.linalg.solve(corner, kernel[part])
+    assert_same_solution(low.extend(cross[:, part]) @ low.factor.T, want, corner)
+
+
+def test_new_points_of_landmarks_that_depend_on_each_other(rng):
+    kernel = gram(rng, 20)[:, [0, 0, *range(18)]][[0, 0, *range(18)]]
+    low = lowrank.nystrom(kernel, [0, 1, 5])
+    assert_rounding(low.extend(kernel[:, [0, 1, 5]]), low.factor, 20)
+
+
+def test_new_points_need_their_kernel_with_the_pivots(rng):
+    low = lowrank.rpcholesky(gram(rng, 9), 4)
+    with pytest.raises(entk.InputError, match=r"cross has shape \(2, 9\); expected \(M, 4\)"):
+        low.extend(np.ones((2, 9)))
+    with pytest.raises(entk.NonFiniteError, match="cross"):
+        low.extend(np.full((1, 4), np.nan))
+    with pytest.raises(entk.InputError, match="a sketch has no pivots"):
+        lowrank.sketch(entk.Factors(leaves(rng, 3)), 5).extend(np.ones((1, 5)))
+
+
 def leaves(rng, n):
     ids = rng.integers(-1, 6, (n, 3))
     tied = entk.Tied(

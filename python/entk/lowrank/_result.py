@@ -99,6 +99,62 @@ class LowRank:
         left, values, _ = svd(self.factor, full_matrices=False, check_finite=False)
         return left, np.square(values)
 
+    def extend(self, cross: ArrayLike) -> Float:
+        r"""Return the rows of the factor that new points would have.
+
+        :math:`F_* = K_{*P} F_P^{-\top}` with P the pivots, the Nystrom extension [1]_: ``F_* F^T``
+        is the kernel of the new points with the old ones, exact at the pivots.
+
+        Parameters
+        ----------
+        cross : array, shape (M, p)
+            Kernel of the new points (rows) with the p pivots, in their order.
+
+        Returns
+        -------
+        ndarray of float64, shape (M, k)
+
+        Raises
+        ------
+        InputError
+            If `cross` has another number of columns, or this is a sketch, which has no pivots:
+            sketch the new points with the same seed.
+
+        Notes
+        -----
+        **Cost.** ``k^3 + M k^2`` flops.
+
+        References
+        ----------
+        .. [1] C. Williams, M. Seeger, "Using the Nystrom Method to Speed Up Kernel Machines",
+           NIPS 2000.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from entk.lowrank import rpcholesky
+        >>> x = np.arange(8.0).reshape(4, 2)
+        >>> K = x @ x.T
+        >>> low = rpcholesky(K[:3, :3], 2)
+        >>> bool(np.allclose(low.extend(K[3:, low.pivots]) @ low.factor.T, K[3:, :3]))
+        True
+        """
+        values = np.asarray(cross, dtype=np.float64)
+        pivots = len(self.pivots)
+        if pivots < self.rank:
+            raise InputError("a sketch has no pivots; sketch the new points with the same seed")
+        if values.ndim != 2 or values.shape[1] != pivots:
+            raise InputError(
+                f"cross has shape {values.shape}; expected (M, {pivots}), the kernel of the new "
+                "points with the pivots"
+            )
+        _dense.check_finite_array(values, "cross")
+        at_pivots = self.factor[self.pivots]
+        if pivots == self.rank:
+            return np.asarray(np.linalg.solve(at_pivots, values.T).T)
+        # Landmarks that depend on each other: more of them than columns.
+        return np.asarray(np.linalg.lstsq(at_pivots, values.T, rcond=None)[0].T)
+
     def eigenvalues(self) -> Float:
         """Return the nonzero eigenvalues of ``F F^T``, ascending."""
         return self._svd[1][::-1].copy()
