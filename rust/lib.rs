@@ -19,6 +19,7 @@
 //! | [`block`] | one block of the kernel: pack (`side.rs`), sweep, write |
 //! | [`gemm`] | the same by BLAS |
 //! | [`blas`] | SciPy's BLAS |
+//! | [`products`] | products with vectors, without the kernel |
 //! | [`pool`] | workers |
 //! | [`limits`] | the memory that the process may use |
 //! | [`kernel`] | the arithmetic |
@@ -36,6 +37,7 @@ pub mod kernel;
 pub mod limits;
 pub mod plan;
 pub mod pool;
+pub mod products;
 pub mod program;
 pub mod schedule;
 mod side;

@@ -24,6 +24,7 @@ __all__ = [
     "fma_peak",
     "instruction_sets",
     "memory_limit",
+    "multiply",
     "npy_header",
     "npy_span",
     "plan",
@@ -56,6 +57,14 @@ def assemble(
     out_double: bool,
     progress: Callable[[int, int], object] | None = None,
 ) -> bool: ...
+def multiply(
+    rows: list[_Leaf],
+    cols: list[_Leaf] | None,
+    known: list[NDArray[np.int64] | None],
+    options: Mapping[str, Any],
+    v: NDArray[Any],
+    y: NDArray[Any],
+) -> None: ...
 def blas_bytes(rows: list[_Leaf], cols: list[_Leaf] | None, options: Mapping[str, Any]) -> int: ...
 def scan(array: _Array, threads: int) -> tuple[list[int] | None, list[int], float]: ...
 def instruction_sets() -> list[str]: ...

@@ -8,7 +8,7 @@ use super::{KC, NR, Real, Tile};
 
 /// One chain: `sum_k rows[k][i] * cols[k][j]`, k ascending, fused, from +0.0.
 #[inline(always)]
-pub(super) fn chain<F: Real, const MR: usize>(rows: &[[F; MR]], cols: &[[F; NR]]) -> Tile<F, MR> {
+pub(crate) fn chain<F: Real, const MR: usize>(rows: &[[F; MR]], cols: &[[F; NR]]) -> Tile<F, MR> {
     let mut sum = [[F::ZERO; MR]; NR];
     for (row, col) in rows.iter().zip(cols) {
         for j in 0..NR {
@@ -20,9 +20,27 @@ pub(super) fn chain<F: Real, const MR: usize>(rows: &[[F; MR]], cols: &[[F; NR]]
     sum
 }
 
+/// The chain of [`chain`] with columns that lie apart, each along `k`.
+#[inline(always)]
+pub(crate) fn chain_apart<F: Real, const MR: usize>(
+    rows: &[[F; MR]],
+    cols: [&[F]; NR],
+) -> Tile<F, MR> {
+    let cols = cols.map(|col| &col[..rows.len()]);
+    let mut sum = [[F::ZERO; MR]; NR];
+    for (k, row) in rows.iter().enumerate() {
+        for j in 0..NR {
+            for i in 0..MR {
+                sum[j][i] = row[i].mul_add(cols[j][k], sum[j][i]);
+            }
+        }
+    }
+    sum
+}
+
 /// A whole Gram tile: chains of [`KC`] added in order.
 #[inline(always)]
-pub(super) fn gram<F: Real, const MR: usize>(rows: &[[F; MR]], cols: &[[F; NR]]) -> Tile<F, MR> {
+pub(crate) fn gram<F: Real, const MR: usize>(rows: &[[F; MR]], cols: &[[F; NR]]) -> Tile<F, MR> {
     if rows.len() <= KC {
         return chain(rows, cols);
     }

@@ -152,6 +152,40 @@ fn expand_avx512<F: Real, const MR: usize, const W: usize>(
     expand::expand::<F, MR, W>(table, examples, ks, panels);
 }
 
+/// Work whose loops are compiled for each instruction set; `run` is to be `#[inline(always)]`.
+pub(crate) trait Body {
+    /// Do it.
+    fn run(self);
+}
+
+/// Run a body compiled for an instruction set.
+#[inline]
+pub(crate) fn on<B: Body>(isa: Isa, body: B) {
+    match isa.0 {
+        Kind::Portable => body.run(),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Isa::available` builds `Avx2` only after detecting avx2 and fma.
+        Kind::Avx2 => unsafe { on_avx2(body) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Isa::available` builds `Avx512` only after detecting avx512f, avx2 and fma.
+        Kind::Avx512 => unsafe { on_avx512(body) },
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => body.run(),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn on_avx2<B: Body>(body: B) {
+    body.run();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+fn on_avx512<B: Body>(body: B) {
+    body.run();
+}
+
 /// Fused multiply-adds in registers, for `peak.rs`. Returns the flops done.
 pub(super) fn spin_on(isa: Isa, double: bool) -> usize {
     #[cfg(target_arch = "x86_64")]

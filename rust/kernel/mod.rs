@@ -51,7 +51,9 @@ mod view;
 mod write;
 
 pub use arena::Buffer;
+pub(crate) use body::{chain, chain_apart, gram};
 pub use expand::{EXPAND_BLOCK, Table};
+pub(crate) use isa::{Body, on};
 pub use isa::{FloatState, Isa, expand_panels, sweep};
 pub use lookup::{CHUNK, Cross, Match, Merged, MergedChunk, PlainRows};
 pub use pack::{Packed, PanelShape, Part, Reduce, Source, pack_panels};

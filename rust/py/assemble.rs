@@ -219,7 +219,10 @@ pub(super) fn watched<'py>(
     })
 }
 
-fn settle(py: Python<'_>, result: thread::Result<Result<bool, Error>>) -> PyResult<bool> {
+pub(super) fn settle(
+    py: Python<'_>,
+    result: thread::Result<Result<bool, Error>>,
+) -> PyResult<bool> {
     match result {
         Ok(result) => result.map_err(|error| memory_error(py, &error)),
         Err(panic) => Err(panicked(py, &*panic)),

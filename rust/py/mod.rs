@@ -6,6 +6,7 @@ mod array;
 mod assemble;
 mod blas;
 mod error;
+mod products;
 mod store;
 
 #[pymodule]
@@ -18,6 +19,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("KC", crate::kernel::KC)?;
     module.add_function(wrap_pyfunction!(assemble::plan, module)?)?;
     module.add_function(wrap_pyfunction!(assemble::assemble, module)?)?;
+    module.add_function(wrap_pyfunction!(products::multiply, module)?)?;
     module.add_function(wrap_pyfunction!(assemble::scan, module)?)?;
     module.add_function(wrap_pyfunction!(assemble::instruction_sets, module)?)?;
     module.add_function(wrap_pyfunction!(assemble::usable_cores, module)?)?;
