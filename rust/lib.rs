@@ -21,6 +21,7 @@
 //! | [`blas`] | SciPy's BLAS |
 //! | [`products`] | products with vectors, without the kernel |
 //! | [`pool`] | workers |
+//! | [`team`] | workers for many short phases |
 //! | [`limits`] | the memory that the process may use |
 //! | [`kernel`] | the arithmetic |
 //! | [`store`] | kernels on disk |
@@ -42,6 +43,8 @@ pub mod program;
 pub mod schedule;
 mod side;
 pub mod store;
+#[allow(unsafe_code, reason = "work lent to threads that outlive it")]
+pub mod team;
 
 #[cfg(feature = "python")]
 mod py;

@@ -48,6 +48,7 @@ use self::table::{Piece, Shape};
 use crate::error::Error;
 use crate::kernel::{Buffer, Isa, Real};
 use crate::program::{Entry, Mode};
+use crate::team::{self, Team};
 
 /// A product to be computed.
 pub struct Product<'a, F> {
@@ -87,6 +88,13 @@ struct Pass<'a, F> {
     factor: F,
 }
 
+/// Who works, and where.
+struct Room<'a, F> {
+    team: &'a Team<'a>,
+    load: &'a mut [F],
+    workers: &'a mut [Buffer<F>],
+}
+
 impl<F: Real> Product<'_, F> {
     /// Add `K V` to `y`, `(n, r, vectors)`.
     ///
@@ -105,25 +113,29 @@ impl<F: Real> Product<'_, F> {
         let scratch = most(|fit| fit.scratch);
         let workers = (0..threads).map(|_| Buffer::zeroed(scratch));
         let mut workers: Vec<Buffer<F>> = workers.collect::<Result<_, _>>()?;
-        for (job, fit) in jobs.into_iter().zip(&fits) {
-            for piece in fit.pieces(job, self.vectors) {
-                let shape = job.shape(&piece);
-                let factor = F::from_f64(job.factor * self.scale);
-                let pass = Pass {
-                    v: self.v,
-                    vectors: self.vectors,
-                    kept,
-                    isa: self.isa,
-                    cancel: self.cancel,
-                    shape,
-                    piece,
-                    factor,
-                };
-                let table = &mut table[..fit.table_of::<MR>(job, &shape)];
-                pass.piece::<MR>(job, fit, table, &mut load, &mut workers, y)?;
+        let each = |team: &Team<'_>| -> Result<(), Error> {
+            for (job, fit) in jobs.into_iter().zip(&fits) {
+                for piece in fit.pieces(job, self.vectors) {
+                    let shape = job.shape(&piece);
+                    let factor = F::from_f64(job.factor * self.scale);
+                    let pass = Pass {
+                        v: self.v,
+                        vectors: self.vectors,
+                        kept,
+                        isa: self.isa,
+                        cancel: self.cancel,
+                        shape,
+                        piece,
+                        factor,
+                    };
+                    let table = &mut table[..fit.table_of::<MR>(job, &shape)];
+                    let mut room = Room { team, load: &mut load, workers: &mut workers };
+                    pass.piece::<MR>(job, fit, table, &mut room, y)?;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        team::with(threads, each)
     }
 
     fn kept(&self) -> usize {
@@ -143,8 +155,7 @@ impl<F: Real> Pass<'_, F> {
         job: &Job<'_>,
         fit: &Fit,
         table: &mut [F],
-        load: &mut [F],
-        workers: &mut [Buffer<F>],
+        room: &mut Room<'_, F>,
         y: &mut [F],
     ) -> Result<(), Error> {
         let (table, native) = table.split_at_mut(self.shape.elements::<MR>());
@@ -153,18 +164,18 @@ impl<F: Real> Pass<'_, F> {
             if one.is_plain() && job.padded {
                 // A formed use of a tied table has a table of its own, in its own order.
                 native.fill(F::ZERO);
-                self.natively().pull::<MR>(one, fit, native, load, workers);
+                self.natively().pull::<MR>(one, fit, native, room);
                 self.shape.add_native::<F, MR>(native, table);
             } else {
-                self.pull::<MR>(one, fit, table, load, workers);
+                self.pull::<MR>(one, fit, table, room);
             }
         }
         for one in &job.push {
             if one.is_plain() && job.padded {
                 self.shape.copy_to_native::<F, MR>(table, native);
-                self.natively().push::<MR>(one, fit, native, workers, y);
+                self.natively().push::<MR>(one, fit, native, room, y);
             } else {
-                self.push::<MR>(one, fit, table, workers, y);
+                self.push::<MR>(one, fit, table, room, y);
             }
         }
         if self.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }

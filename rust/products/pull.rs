@@ -3,13 +3,13 @@
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
-use super::Pass;
 use super::factor::{Factor, Reader, Rows};
 use super::fit::{Fit, loaded};
 use super::job::Use;
 use super::lookup::{self, Found};
+use super::{Pass, Room};
 use crate::kernel::{Body, Buffer, KC, NR, Real, chain, on};
-use crate::pool;
+use crate::team::Team;
 
 /// Column panels of a pass over lanes: with them the packed features of a chunk stay in the second-level cache.
 const COLS: usize = 43;
@@ -33,9 +33,9 @@ impl<F: Real> Pass<'_, F> {
         one: &Use<'_>,
         fit: &Fit,
         table: &mut [F],
-        load: &mut [F],
-        workers: &mut [Buffer<F>],
+        room: &mut Room<'_, F>,
     ) {
+        let Room { team, load, workers } = room;
         let units = one.examples() * one.units(self.kept);
         let widths = loaded::<MR>(one, self.kept, &self.shape);
         let chunk = units.min(KC);
@@ -50,7 +50,7 @@ impl<F: Real> Pass<'_, F> {
             let mut found = vec![Found::default(); count];
             let tasks: Vec<_> =
                 load.chunks_mut(size).take(count).zip(&mut found).enumerate().collect();
-            pool::run(workers, tasks, self.cancel, |scratch, (index, (packed, found))| {
+            team.run(workers, tasks, self.cancel, |scratch, (index, (packed, found))| {
                 let (left, right) = packed.split_at_mut(chunk * widths[0]);
                 self.load::<MR>(one, range(index), left, right, scratch, found);
             });
@@ -60,7 +60,7 @@ impl<F: Real> Pass<'_, F> {
                     Chunk { first: range(index).start, len: range(index).len(), left, right }
                 })
                 .collect();
-            self.sum::<MR>(one, fit, &packed, &found, table, workers);
+            self.sum::<MR>(one, fit, (&packed, &found), table, (team, workers));
         }
     }
 
@@ -124,10 +124,9 @@ impl<F: Real> Pass<'_, F> {
         &self,
         one: &Use<'_>,
         fit: &Fit,
-        chunks: &[Chunk<'_, F>],
-        found: &[Found],
+        (chunks, found): (&[Chunk<'_, F>], &[Found]),
         table: &mut [F],
-        workers: &mut [Buffer<F>],
+        (team, workers): (&Team<'_>, &mut [Buffer<F>]),
     ) {
         let (rows, panels) = (self.shape.rows, self.shape.panels::<MR>());
         let fair = |count: usize| count.div_ceil(4 * workers.len());
@@ -142,13 +141,13 @@ impl<F: Real> Pass<'_, F> {
                 let parts = panel.chunks_mut(step * MR * MR);
                 tasks.iter_mut().zip(parts).for_each(|((_, own), part)| own.push(part));
             }
-            return pool::run(workers, tasks, self.cancel, |_, (panel, table)| {
+            return team.run(workers, tasks, self.cancel, |_, (panel, table)| {
                 on(self.isa, SumNarrow::<F, MR> { pass: self, chunks, panel, table });
             });
         }
         let step = fair(panels).clamp(1, fit.panels);
         let tasks: Vec<_> = table.chunks_mut(step * rows * MR).enumerate().collect();
-        pool::run(workers, tasks, self.cancel, |scratch, (index, table)| {
+        team.run(workers, tasks, self.cancel, |scratch, (index, table)| {
             let first = index * step;
             match one {
                 Use::Lookup { right, .. } => {

@@ -4,14 +4,13 @@ use core::array::from_fn;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
-use super::Pass;
 use super::factor::{Factor, Reader, Rows};
 use super::fit::{Fit, apart, pushed};
 use super::job::Use;
 use super::lookup;
 use super::pull::place;
-use crate::kernel::{Body, Buffer, KC, NR, Real, chain_apart, on};
-use crate::pool;
+use super::{Pass, Room};
+use crate::kernel::{Body, KC, NR, Real, chain_apart, on};
 
 impl<F: Real> Pass<'_, F> {
     /// Add what one use pushes forward.
@@ -20,15 +19,16 @@ impl<F: Real> Pass<'_, F> {
         one: &Use<'_>,
         fit: &Fit,
         table: &[F],
-        workers: &mut [Buffer<F>],
+        room: &mut Room<'_, F>,
         y: &mut [F],
     ) {
+        let Room { team, workers, .. } = room;
         let (examples, each) = (one.examples(), one.units(self.kept).max(1));
         // Whole examples, so that each has the same blocks whoever gets it.
         let share = examples.div_ceil(workers.len()).max(1);
         let step = (fit.block / each).clamp(1, share);
         let tasks: Vec<_> = y.chunks_mut(step * self.kept * self.vectors).enumerate().collect();
-        pool::run(workers, tasks, self.cancel, |scratch, (index, y)| {
+        team.run(workers, tasks, self.cancel, |scratch, (index, y)| {
             let from = index * step;
             let examples = from..(from + step).min(examples);
             let units = examples.start * each..examples.end * each;

@@ -16,7 +16,7 @@ use crate::products::Product;
 use crate::program::{Entry, Mode};
 
 /// Multiply-adds below which a call is too short to be worth a thread or a poll.
-const SHORT: u128 = 2_000_000;
+const SHORT: u128 = 20_000_000;
 
 /// Options of a product, by name: they come as a dictionary made by `entk._products` (Python).
 #[derive(FromPyObject)]
