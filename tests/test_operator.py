@@ -1,16 +1,23 @@
 """`KernelOperator`: products, blocks and solvers agree with the assembled kernel."""
 
+import os
+import signal
+import threading
+import time
+
 import numpy as np
 import pytest
 from scipy.sparse.linalg import LinearOperator, cg, eigsh, lobpcg
 
 import entk
-from bounds import assert_rounding, assert_same_bits
-from cases import LEAVES, every_leaf, mlp, normal, one_leaf
-from entk import reference
+from bounds import U, assert_rounding, assert_same_bits
+from cases import LEAVES, every_leaf, mlp, normal, one_leaf, outer
+from entk import _core, reference
 
 # Products of at most this many terms are added on the way to one entry of the result.
 TERMS = 64
+# Seconds in which a Ctrl-C must be heard on a busy machine; 0.2 where it is quiet.
+PROMPT = 1.0
 
 
 def modes(rng, rows, n):
@@ -65,13 +72,56 @@ def test_any_memory_limit_gives_the_same_product(rng, rows, memory):
         assert_rounding(tight @ v, whole @ v, TERMS)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_equal_calls_give_equal_bits_for_any_threads(rng, threads):
-    factors = every_leaf(rng, 9, dtype="float32")
-    op = entk.KernelOperator(factors, threads=threads)
-    for k in (1, 4):
-        v = rng.standard_normal((9, k))
-        assert_same_bits(op @ v, op @ v)
+@pytest.mark.parametrize("accumulate", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_threads_change_no_bits(rng, rows, accumulate):
+    factors = every_leaf(rng, 700, rows, dtype="float32")
+    v = rng.standard_normal((700 * rows, 33))
+
+    def product(threads, k, **options):
+        options |= {"threads": threads, "accumulate": accumulate}
+        return entk.KernelOperator(factors, **options) @ v[:, :k]
+
+    for k in (1, 33):
+        alone = product(1, k)
+        for threads in (2, 5):
+            assert_same_bits(product(threads, k), alone)
+    tight = {"memory": "3MiB"}
+    assert_same_bits(product(4, 33, **tight), product(1, 33, **tight))
+
+
+def test_instruction_sets_change_no_bits(rng, monkeypatch):
+    factors = every_leaf(rng, 40, 2)
+    v, found = rng.standard_normal((80, 5)), []
+    for isa in _core.instruction_sets():
+        monkeypatch.setenv("ENTK_ISA", isa)
+        found.append(entk.KernelOperator(factors) @ v)
+    for other in found[1:]:
+        assert_same_bits(other, found[0])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("width", [1, 5, 16, 20, 33, 48, 100])
+def test_any_width_on_either_side_agrees_over_several_chains(rng, rows, width):
+    leaf = outer(rng, 530, rows, d_in=width, d_out=101 - width, dtype="float64")
+    factors = entk.Factors({"w": leaf, "b": entk.Dense(leaf.cots)})
+    v = rng.standard_normal((530 * rows, 7))
+    kernel = entk.assemble(factors)
+    for accumulate, u in (("float64", U["float64"]), ("float32", U["float32"])):
+        some = factors if accumulate == "float64" else _single(factors)
+        got = entk.KernelOperator(some, accumulate=accumulate) @ v
+        assert_rounding(got, kernel @ v, 8 * TERMS, u)
+
+
+def _single(factors):
+    return entk.Factors(
+        {
+            name: entk.Outer(leaf.acts.astype("f4"), leaf.cots.astype("f4"))
+            if isinstance(leaf, entk.Outer)
+            else entk.Dense(leaf.jac.astype("f4"))
+            for name, leaf in factors.items()
+        }
+    )
 
 
 def test_a_product_counts_what_it_adds_against_the_limit(rng):
@@ -123,6 +173,23 @@ def test_no_vectors_and_no_examples_are_no_work(rng):
     assert (entk.KernelOperator(factors) @ np.empty((5, 0))).shape == (5, 0)
     none = entk.KernelOperator(factors, factors.take(slice(0, 0)))
     assert_same_bits(none @ np.empty(0), np.zeros(5))
+
+
+def test_a_product_can_be_interrupted(rng):
+    leaf = entk.Outer(normal(rng, (4096, 700)), normal(rng, (4096, 700)))
+    op, v = entk.KernelOperator({"w": leaf}, threads=2), np.ones((4096, 96))
+    sent = []
+
+    def interrupt():
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(0.3, interrupt)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        op @ v
+    assert time.monotonic() - sent[0] < PROMPT
+    assert_rounding(op @ v[:, :1], entk.assemble({"w": leaf}, dtype="float64") @ v[:, :1], TERMS)
 
 
 # Entries. ----------------------------------------------------------------------------------------

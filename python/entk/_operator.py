@@ -67,14 +67,15 @@ class KernelOperator(LinearOperator):  # type: ignore[misc]
     -----
     **Cost.** ``4 N P`` flops a vector for a leaf of P parameters and one position (half of them
     for ``J^T v``); several positions or outputs are contracted first where that is cheaper. Blocks
-    of vectors run near the rate of GEMM, single ones at that of memory: use `matmat`. Assembling
+    of vectors run near the rate of GEMM, single ones below it: use `matmat`. Assembling
     is cheaper from about ``P / sum(d_in + d_out)`` vectors on, if the kernel fits.
 
     **Memory.** The result, and panels of the tables and examples that fit in `memory`.
 
     **Precision.** Within a few units in the last place, times ``sqrt(N)``, of the exact product of
-    the stored factors in `accumulate`. No promise of bits, but equal calls with equal limits give
-    equal results. `rows`, `block`, `diagonal` and `trace` have the bits of `entk.assemble`.
+    the stored factors in `accumulate`. Threads and instruction sets change no bits; the limit and
+    the number of vectors may, as they decide how tables are cut and which are formed. `rows`,
+    `block`, `diagonal` and `trace` have the bits of `entk.assemble`.
 
     References
     ----------

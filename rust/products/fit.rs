@@ -220,7 +220,9 @@ pub(super) fn loaded<const MR: usize>(one: &Use<'_>, kept: usize, shape: &Shape)
             let features = rows * shape.cols;
             [features.next_multiple_of(MR), shape.vectors.next_multiple_of(NR)]
         }
-        Use::Scaled { .. } if shape.padded => [rows.next_multiple_of(NR), kept * stride],
+        Use::Scaled { .. } if shape.padded => {
+            [rows.next_multiple_of(NR), kept * (stride + shape.vectors)]
+        }
         Use::Scaled { .. } => {
             let lanes = shape.vectors * shape.cols;
             [rows.next_multiple_of(MR), lanes.next_multiple_of(NR)]

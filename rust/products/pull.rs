@@ -78,9 +78,8 @@ impl<F: Real> Pass<'_, F> {
                 on(self.isa, LoadPlain::<F, MR> { pass: self, rows, units, left, right, scratch });
             }
             Use::Scaled { left: a, right: b } if self.shape.padded => {
-                let stride = self.shape.stride::<MR>();
                 self.columns(a, units.clone(), left, scratch);
-                self.rights(b, units, stride, right);
+                self.scalings::<MR>(b, units, right, scratch);
             }
             Use::Scaled { left: a, right: b } => {
                 on(self.isa, LoadNarrow::<F, MR> { pass: self, a, b, units, left, right, scratch });
@@ -103,6 +102,33 @@ impl<F: Real> Pass<'_, F> {
             a.row([n, 0, t], self.piece.rows.start, &mut line[..rows]);
             for (q, six) in line.as_chunks::<NR>().0.iter().enumerate() {
                 to[q * len + m] = *six;
+            }
+        }
+    }
+
+    /// Pack what scaled lanes are made of: the factor, `[r][panel][unit][MR]`, and the vectors, `[r][k][unit]`.
+    fn scalings<const MR: usize>(
+        &self,
+        b: &Factor<'_>,
+        units: Range<usize>,
+        to: &mut [F],
+        line: &mut [F],
+    ) {
+        let (len, stride, cols) = (units.len(), self.shape.stride::<MR>(), self.shape.cols);
+        let (lanes, vectors) = to.split_at_mut(self.kept * stride * len);
+        let (lanes, line) = (lanes.as_chunks_mut::<MR>().0, &mut line[..stride]);
+        line[cols..].fill(F::ZERO);
+        for (m, unit) in units.enumerate() {
+            let [n, t] = place(unit, b.positions());
+            for r in 0..self.kept {
+                b.row([n, r, t], 0, &mut line[..cols]);
+                for (p, lane) in line.as_chunks::<MR>().0.iter().enumerate() {
+                    lanes[(r * (stride / MR) + p) * len + m] = *lane;
+                }
+                let v = &self.v[(n * self.kept + r) * self.vectors..][self.piece.vectors.clone()];
+                for (k, v) in v.iter().enumerate() {
+                    vectors[(r * self.shape.vectors + k) * len + m] = *v;
+                }
             }
         }
     }
@@ -157,15 +183,8 @@ impl<F: Real> Pass<'_, F> {
                     on(self.isa, body);
                 }
                 _ => {
-                    let positions = one.units(1);
-                    let body = SumScaled::<F, MR> {
-                        pass: self,
-                        chunks,
-                        first,
-                        positions,
-                        table,
-                        lanes: scratch,
-                    };
+                    let body =
+                        SumScaled::<F, MR> { pass: self, chunks, first, table, lanes: scratch };
                     on(self.isa, body);
                 }
             }
@@ -263,7 +282,6 @@ struct SumScaled<'p, 't, F, const MR: usize> {
     pass: &'p Pass<'p, F>,
     chunks: &'p [Chunk<'p, F>],
     first: usize,
-    positions: usize,
     table: &'t mut [F],
     lanes: &'t mut [F],
 }
@@ -279,7 +297,7 @@ impl<F: Real, const MR: usize> Body for SumScaled<'_, '_, F, MR> {
                 return;
             }
             for (up, lanes) in (0..table.len() / rows).zip(lanes.chunks_mut(chunk.len)) {
-                scale(self.pass, chunk, self.positions, self.first + up, lanes);
+                scale(self.pass, chunk, self.first + up, lanes);
             }
             let (cols, _) = chunk.left.as_chunks::<NR>();
             let panels = rows.div_ceil(NR);
@@ -304,22 +322,19 @@ impl<F: Real, const MR: usize> Body for SumScaled<'_, '_, F, MR> {
 fn scale<F: Real, const MR: usize>(
     pass: &Pass<'_, F>,
     chunk: &Chunk<'_, F>,
-    positions: usize,
     panel: usize,
     lanes: &mut [[F; MR]],
 ) {
-    let stride = pass.shape.stride::<MR>();
-    let (k, at) = (panel * MR / stride, panel * MR % stride);
-    let k = pass.piece.vectors.start + k;
-    let rights = chunk.right.chunks(pass.kept * stride);
-    for ((m, lane), rights) in lanes.iter_mut().enumerate().zip(rights) {
-        let n = place(chunk.first + m, positions)[0];
-        *lane = [F::ZERO; MR];
-        for r in 0..pass.kept {
-            let by = pass.v[(n * pass.kept + r) * pass.vectors + k];
-            let right = &rights[r * stride + at..][..MR];
+    let (panels, len) = (pass.shape.stride::<MR>() / MR, chunk.len);
+    let (right, vectors) = chunk.right.split_at(pass.kept * panels * MR * len);
+    let (k, p) = (panel / panels, panel % panels);
+    for r in 0..pass.kept {
+        let right = &right.as_chunks::<MR>().0[(r * panels + p) * len..][..len];
+        let v = &vectors[(r * pass.shape.vectors + k) * len..][..len];
+        for ((lane, right), &by) in lanes.iter_mut().zip(right).zip(v) {
             for i in 0..MR {
-                lane[i] = by.mul_add(right[i], lane[i]);
+                let sum = if r == 0 { F::ZERO } else { lane[i] };
+                lane[i] = by.mul_add(right[i], sum);
             }
         }
     }
