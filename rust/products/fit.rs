@@ -2,6 +2,7 @@
 //!
 //! The pieces and the units of a block of `push` depend on the limit alone: they may change bits. Workers take what room is left.
 
+use super::few;
 use super::job::{Job, Use};
 use super::table::{Piece, Shape};
 use crate::error::Error;
@@ -18,6 +19,8 @@ const UNITS: (usize, usize) = (8 * NR, 384);
 pub(super) const PANELS: usize = 8;
 /// Features between rows of a block: no power of two, so that rows do not meet in the cache.
 const APART: usize = 16;
+/// Elements that buffers are whole numbers of, so that lanes start on cache lines.
+const LINE: usize = 16;
 
 /// Sizes of one table's work, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,13 +62,10 @@ impl Fit {
         (limit, threads): (u128, usize),
     ) -> Result<Self, Error> {
         let room = usize::try_from(limit).unwrap_or(usize::MAX) / size_of::<F>();
-        let needs = |vectors, rows| {
-            let shape = Shape { vectors, rows, cols: job.cols, padded: job.padded };
-            Needs::<MR> { job, kept, shape }
-        };
+        let needs = |vectors, rows| Needs::<MR> { job, kept, shape: job.shaped(vectors, rows) };
         let bytes = |elements: usize| elements * size_of::<F>();
         // Half of the room, if that holds long chains; else all of it.
-        let plain = job.pull.iter().chain(&job.push).any(Use::is_plain);
+        let plain = !job.few && job.pull.iter().chain(&job.push).any(Use::is_plain);
         let fits = |vectors, rows, room: usize| {
             let needs = needs(vectors, rows);
             let wide = !plain || bytes(KC * rows * job.cols) <= LOAD;
@@ -112,6 +112,11 @@ impl Fit {
         })
     }
 
+    /// Elements of all of it.
+    pub(super) fn elements(&self) -> usize {
+        self.table + self.load + self.threads * self.scratch
+    }
+
     /// The pieces of a table.
     pub(super) fn pieces(&self, job: &Job<'_>, vectors: usize) -> Vec<Piece> {
         let cut = |length: usize, step: usize| {
@@ -132,7 +137,8 @@ impl Fit {
 
 fn table<const MR: usize>(job: &Job<'_>, shape: &Shape) -> usize {
     let twice = job.padded && job.pull.iter().chain(&job.push).any(Use::is_plain);
-    shape.elements::<MR>() + if twice { shape.native().elements::<MR>() } else { 0 }
+    let native = if twice { shape.native().elements::<MR>() } else { 0 };
+    (shape.elements::<MR>() + native).next_multiple_of(LINE)
 }
 
 /// The largest `rows` up to `all` for which `fits` holds, which it does up to some number; 0 if for none.
@@ -177,12 +183,15 @@ impl<const MR: usize> Needs<'_, '_, MR> {
                 units.min(KC) * loaded::<MR>(one, self.kept, &self.shape).iter().sum::<usize>();
             chunk * chunks.min(units.div_ceil(KC))
         };
-        self.most(each, &self.job.pull)
+        self.most(each, &self.job.pull).next_multiple_of(LINE)
     }
 
     /// Elements of a panel of scaled lanes.
     fn panel(&self) -> usize {
-        let units = |one: &Use<'_>| one.examples() * one.units(self.kept);
+        let units = |one: &Use<'_>| match one {
+            Use::Scaled { .. } if self.shape.padded => one.examples() * one.units(self.kept),
+            _ => 0,
+        };
         self.most(units, &self.job.pull).min(KC) * MR
     }
 
@@ -191,6 +200,9 @@ impl<const MR: usize> Needs<'_, '_, MR> {
     }
 
     fn scratch(&self, block: usize, panels: usize) -> usize {
+        if self.shape.few {
+            return few::scratch(self.shape.vectors, self.shape.rows).next_multiple_of(LINE);
+        }
         let reader = |one: &Use<'_>| match one {
             Use::Plain(rows) => rows.scratch::<MR>(self.shape.rows * self.shape.cols),
             _ => 0,
@@ -208,7 +220,7 @@ impl<const MR: usize> Needs<'_, '_, MR> {
             },
             &self.job.push,
         );
-        pull.max(push)
+        pull.max(push).next_multiple_of(LINE)
     }
 }
 
@@ -216,6 +228,7 @@ impl<const MR: usize> Needs<'_, '_, MR> {
 pub(super) fn loaded<const MR: usize>(one: &Use<'_>, kept: usize, shape: &Shape) -> [usize; 2] {
     let (rows, stride) = (shape.rows, shape.stride::<MR>());
     match one {
+        Use::Plain(_) if shape.few => [0, 0],
         Use::Plain(_) => {
             let features = rows * shape.cols;
             [features.next_multiple_of(MR), shape.vectors.next_multiple_of(NR)]
@@ -236,6 +249,7 @@ pub(super) fn pushed<const MR: usize>(one: &Use<'_>, kept: usize, shape: &Shape)
     let stride = shape.stride::<MR>();
     let sums = shape.vectors.next_multiple_of(MR);
     match one {
+        Use::Plain(_) if shape.few => [0, 0, 0],
         Use::Plain(_) => [apart(shape.rows * shape.cols), 0, sums],
         Use::Scaled { .. } if shape.padded => [apart(shape.rows), kept * stride, kept * MR],
         Use::Scaled { .. } => [apart(shape.rows), kept * shape.cols, kept * sums],

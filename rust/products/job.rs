@@ -1,6 +1,7 @@
 //! Leaves to tables: which uses add to a table and read from it, and how.
 
 use super::factor::{Factor, Rows};
+use super::few::FEW;
 use super::table::{Piece, Shape};
 use crate::error::Error;
 use crate::kernel::{Part, Reduce, View};
@@ -66,6 +67,8 @@ pub(super) struct Job<'a> {
     pub(super) cols: usize,
     /// Whether each vector has panels of its own.
     pub(super) padded: bool,
+    /// Whether there are few vectors, and a Jacobian.
+    pub(super) few: bool,
     /// Rows that belong together where the table is cut.
     pub(super) grain: usize,
     /// Uses of the column side.
@@ -86,7 +89,12 @@ impl<'a> Job<'a> {
     /// Sizes of a piece.
     pub(super) fn shape(&self, piece: &Piece) -> Shape {
         let (vectors, rows) = (piece.vectors.len(), piece.rows.len());
-        Shape { vectors, rows, cols: self.cols, padded: self.padded }
+        self.shaped(vectors, rows)
+    }
+
+    /// Sizes of a piece of so many vectors and rows.
+    pub(super) fn shaped(&self, vectors: usize, rows: usize) -> Shape {
+        Shape { vectors, rows, cols: self.cols, padded: self.padded, few: self.few }
     }
 
     /// Multiply-adds, roughly.
@@ -140,7 +148,8 @@ impl<'a> Lower<'a> {
                 let one = |view, cols| vec![Use::Plain(Rows::There(self.cots(view, 0, cols)))];
                 let (push, pull) = (one(*rows, false), one(*cols, true));
                 let rows = rows.shape()[4];
-                found.push(Job { rows, cols: 1, padded: false, grain: 1, pull, push, factor });
+                let few = self.vectors <= FEW;
+                found.push(Job { rows, cols: 1, padded: false, few, grain: 1, pull, push, factor });
             }
             (Leaf::Uses(rows), Leaf::Uses(cols)) => {
                 for group in 0..groups(rows) {
@@ -173,7 +182,7 @@ impl<'a> Lower<'a> {
             uses.iter().map(|one| self.tied(one, group, cols)).collect::<Vec<_>>()
         };
         let (push, pull) = (side(rows, false), side(cols, true));
-        Job { rows: height, cols: width, padded: true, grain: 1, pull, push, factor }
+        Job { rows: height, cols: width, padded: true, few: false, grain: 1, pull, push, factor }
     }
 
     /// A leaf that is used once, as a matrix: its table may lie as it likes.
@@ -184,7 +193,7 @@ impl<'a> Lower<'a> {
             let one = |(left, right)| vec![Use::Plain(Rows::Formed { left, right })];
             let (push, pull) = (one(push), one(pull));
             let (rows, grain) = (d_in * d_out, d_out.max(1));
-            return Job { rows, cols: 1, padded: false, grain, pull, push, factor };
+            return Job { rows, cols: 1, padded: false, few: false, grain, pull, push, factor };
         }
         // Long chains and full panels: only the side with the output rows must be the columns.
         if self.kept == 1 && d_in < NARROW && d_out > d_in {
@@ -194,7 +203,7 @@ impl<'a> Lower<'a> {
         let one = |(left, right)| vec![Use::Scaled { left, right }];
         let (height, cols) = (push.0.features(), push.1.features());
         let (push, pull) = (one(push), one(pull));
-        Job { rows: height, cols, padded: padded(cols), grain: 1, pull, push, factor }
+        Job { rows: height, cols, padded: padded(cols), few: false, grain: 1, pull, push, factor }
     }
 
     fn tied(&self, one: &Given<'a>, group: usize, cols: bool) -> Use<'a> {

@@ -16,6 +16,7 @@
 //! | scaled, `c` wide | `v_k right`, one vector a panel | `left` | columns of `S_k` | units |
 //! | scaled, `c` narrow | `left` | `v_k right`, all vectors | all columns of all `S_k` | units |
 //! | plain (dense, or formed unit by unit) | the Jacobian's row | `v` | vectors | units |
+//! | dense, few vectors | none: one row at a time | | | |
 //! | look-up | one row of `S_k` at a time | | | |
 //!
 //! | file | holds |
@@ -24,7 +25,7 @@
 //! | `factor.rs` | rows of factors; rows of the Jacobian formed from them |
 //! | `fit.rs` | pieces of a table, rows at a time and workers, from a memory limit |
 //! | `table.rs` | where a table's elements are |
-//! | `pull.rs`, `push.rs`, `lookup.rs` | the loops |
+//! | `pull.rs`, `push.rs`, `few.rs`, `lookup.rs` | the loops |
 //!
 //! **Bits.** An element of a table is a sum over blocks of [`KC`](crate::kernel::KC) units, ascending, each a fused chain; an entry of the
 //! result is a sum over blocks of features, ascending, leaf by leaf. Pieces depend on the limit and never on the threads, and each element has
@@ -33,6 +34,7 @@
 //! **Memory.** One piece of a table, the packed rows of some blocks of units, and a block of units for each worker.
 
 mod factor;
+mod few;
 mod fit;
 mod job;
 mod lookup;
@@ -89,10 +91,10 @@ struct Pass<'a, F> {
 }
 
 /// Who works, and where.
-struct Room<'a, F> {
+struct Room<'a, 'w, F> {
     team: &'a Team<'a>,
     load: &'a mut [F],
-    workers: &'a mut [Buffer<F>],
+    workers: &'a mut [&'w mut [F]],
 }
 
 impl<F: Real> Product<'_, F> {
@@ -107,14 +109,15 @@ impl<F: Real> Product<'_, F> {
         let fit = |job| Fit::new::<F, MR>(job, kept, self.vectors, (self.limit, self.threads));
         let fits: Vec<Fit> = jobs.iter().copied().map(fit).collect::<Result<_, _>>()?;
         let most = |of: fn(&Fit) -> usize| fits.iter().map(of).max().unwrap_or(0);
-        let (mut table, mut load) =
-            (Buffer::zeroed(most(|fit| fit.table))?, Buffer::zeroed(most(|fit| fit.load))?);
-        let threads = fits.iter().map(|fit| fit.threads).min().unwrap_or(1);
-        let scratch = most(|fit| fit.scratch);
-        let workers = (0..threads).map(|_| Buffer::zeroed(scratch));
-        let mut workers: Vec<Buffer<F>> = workers.collect::<Result<_, _>>()?;
+        let mut arena = Buffer::zeroed(most(Fit::elements))?;
         let each = |team: &Team<'_>| -> Result<(), Error> {
             for (job, fit) in jobs.into_iter().zip(&fits) {
+                let (table, rest) = arena.split_at_mut(fit.table);
+                let (load, rest) = rest.split_at_mut(fit.load);
+                let scratch = rest.chunks_mut(fit.scratch.max(1)).take(fit.threads);
+                // A job without need of room still needs its workers.
+                let mut workers: Vec<&mut [F]> = scratch.collect();
+                workers.resize_with(fit.threads, Default::default);
                 for piece in fit.pieces(job, self.vectors) {
                     let shape = job.shape(&piece);
                     let factor = F::from_f64(job.factor * self.scale);
@@ -129,13 +132,13 @@ impl<F: Real> Product<'_, F> {
                         factor,
                     };
                     let table = &mut table[..fit.table_of::<MR>(job, &shape)];
-                    let mut room = Room { team, load: &mut load, workers: &mut workers };
+                    let mut room = Room { team, load, workers: &mut workers };
                     pass.piece::<MR>(job, fit, table, &mut room, y)?;
                 }
             }
             Ok(())
         };
-        team::with(threads, each)
+        team::with(most(|fit| fit.threads), each)
     }
 
     fn kept(&self) -> usize {
@@ -155,10 +158,12 @@ impl<F: Real> Pass<'_, F> {
         job: &Job<'_>,
         fit: &Fit,
         table: &mut [F],
-        room: &mut Room<'_, F>,
+        room: &mut Room<'_, '_, F>,
         y: &mut [F],
     ) -> Result<(), Error> {
         let (table, native) = table.split_at_mut(self.shape.elements::<MR>());
+        let size = self.shape.native().elements::<MR>();
+        let native = if native.len() < size { native } else { &mut native[..size] };
         table.fill(F::ZERO);
         for one in &job.pull {
             if one.is_plain() && job.padded {

@@ -8,7 +8,7 @@ use super::fit::{Fit, loaded};
 use super::job::Use;
 use super::lookup::{self, Found};
 use super::{Pass, Room};
-use crate::kernel::{Body, Buffer, KC, NR, Real, chain, on};
+use crate::kernel::{Body, KC, NR, Real, chain, on};
 use crate::team::Team;
 
 /// Column panels of a pass over lanes: with them the packed features of a chunk stay in the second-level cache.
@@ -33,8 +33,11 @@ impl<F: Real> Pass<'_, F> {
         one: &Use<'_>,
         fit: &Fit,
         table: &mut [F],
-        room: &mut Room<'_, F>,
+        room: &mut Room<'_, '_, F>,
     ) {
+        if let (true, Use::Plain(Rows::There(jac))) = (self.shape.few, one) {
+            return self.pull_few::<MR>(jac, table, room);
+        }
         let Room { team, load, workers } = room;
         let units = one.examples() * one.units(self.kept);
         let widths = loaded::<MR>(one, self.kept, &self.shape);
@@ -152,7 +155,7 @@ impl<F: Real> Pass<'_, F> {
         fit: &Fit,
         (chunks, found): (&[Chunk<'_, F>], &[Found]),
         table: &mut [F],
-        (team, workers): (&Team<'_>, &mut [Buffer<F>]),
+        (team, workers): (&Team<'_>, &mut [&mut [F]]),
     ) {
         let (rows, panels) = (self.shape.rows, self.shape.panels::<MR>());
         let fair = |count: usize| count.div_ceil(4 * workers.len());

@@ -19,9 +19,12 @@ impl<F: Real> Pass<'_, F> {
         one: &Use<'_>,
         fit: &Fit,
         table: &[F],
-        room: &mut Room<'_, F>,
+        room: &mut Room<'_, '_, F>,
         y: &mut [F],
     ) {
+        if let (true, Use::Plain(Rows::There(jac))) = (self.shape.few, one) {
+            return self.push_few::<MR>(jac, table, room, y);
+        }
         let Room { team, workers, .. } = room;
         let (examples, each) = (one.examples(), one.units(self.kept).max(1));
         // Whole examples, so that each has the same blocks whoever gets it.

@@ -32,6 +32,8 @@ pub(super) struct Shape {
     pub(super) cols: usize,
     /// Whether the columns of a vector fill whole panels (padded with zeros), or those of all vectors follow each other.
     pub(super) padded: bool,
+    /// Whether each vector's table lies in one piece instead.
+    pub(super) few: bool,
 }
 
 impl Shape {
@@ -52,12 +54,16 @@ impl Shape {
 
     /// Elements, padding included.
     pub(super) fn elements<const MR: usize>(&self) -> usize {
+        if self.few {
+            return self.vectors * self.rows;
+        }
         self.panels::<MR>() * self.rows * MR
     }
 
     /// The same elements as a table with one column.
     pub(super) fn native(&self) -> Self {
-        Self { vectors: self.vectors, rows: self.rows * self.cols, cols: 1, padded: false }
+        let rows = self.rows * self.cols;
+        Self { vectors: self.vectors, rows, cols: 1, padded: false, few: false }
     }
 
     /// Add a table of the native shape.
