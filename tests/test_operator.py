@@ -13,6 +13,7 @@ import entk
 from bounds import U, assert_rounding, assert_same_bits
 from cases import LEAVES, every_leaf, mlp, normal, one_leaf, outer
 from entk import _core, reference
+from entk._measure import Cost
 
 # Products of at most this many terms are added on the way to one entry of the result.
 TERMS = 64
@@ -129,6 +130,20 @@ def test_a_product_counts_what_it_adds_against_the_limit(rng):
     assert np.isfinite(op @ np.ones((50, 2))).all()
     with pytest.raises(entk.MemoryLimitError, match="fewer vectors at a time"):
         op @ np.ones((50, 60))
+
+
+@pytest.mark.parametrize("accumulate", ["float32", "float64"])
+def test_a_product_stays_within_its_limit(rng, accumulate):
+    # The tables of all vectors at once would take more than 100 MB.
+    leaf = outer(rng, 600, d_in=900, d_out=900)
+    factors = entk.Factors({"w": leaf, "j": entk.Dense(normal(rng, (600, 30_000)))})
+    op = entk.KernelOperator(factors, accumulate=accumulate, memory="24MiB", threads=2)
+    v = rng.standard_normal((600, 32)).astype(accumulate)
+    op @ v[:, :1]
+    with Cost() as cost:
+        y = op @ v
+    assert cost.peak_bytes <= 24 << 20
+    assert_rounding(y, entk.assemble(factors, dtype="float64") @ v, 600, U[accumulate])
 
 
 def test_leaf_weights_scale_leaves_and_drop_them(rng):
