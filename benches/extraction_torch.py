@@ -4,7 +4,9 @@ The promise: at most 1.3 times ``vmap(grad)`` of the sum of the outputs on the s
 checks and copies included. Both sides run the same examples in the same batches, in turn;
 ``vmap(grad)`` may drop each batch of gradients as soon as it is made. `ratio` is the median over
 rounds of the ratio within a round, `dense_ratio` the same for ``structure=False``, and the kernels
-of both sides are compared before anything is timed.
+of both sides are compared before anything is timed. With several threads a machine that others use
+(`cores_of_others`) slows many small operations more than few large ones: PyTorch's threads spin
+while they wait.
 
     python benches/extraction_torch.py [--rounds 7] [--threads 1] [--only cnn] [--record]
 """
@@ -12,10 +14,12 @@ of both sides are compared before anything is timed.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import record
@@ -146,6 +150,16 @@ def check(net, x):
         raise SystemExit(f"the kernels differ by {error:.1e}")
 
 
+def busy():
+    """Return the processor seconds that all programs and that this one have used, or NaN."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return float("nan"), 0.0
+    user, nice, system, _, _, irq, soft, *_ = map(int, stat.read_text().split()[1:11])
+    ticks = user + nice + system + irq + soft
+    return ticks / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
 def timed(work):
     start = time.perf_counter()
     work()
@@ -164,9 +178,12 @@ def measure(name, rounds, threads):
         "dense": lambda: entk.torch.factors(net, x, batch_size=size, structure=False),
     }
     times = {way: [] for way in ways}
+    start, (everyone, own) = time.perf_counter(), busy()
     for _ in range(rounds):
         for way, work in ways.items():
             times[way].append(timed(work))
+    spent, (everyone_after, own_after) = time.perf_counter() - start, busy()
+    others = (everyone_after - everyone - own_after + own) / spent
     middle = {way: statistics.median(seen) for way, seen in times.items()}
 
     def ratio(way):
@@ -185,6 +202,7 @@ def measure(name, rounds, threads):
         "ratio": ratio("vmap_grad"),
         "dense_ratio": ratio("dense"),
         "promise": FLOOR,
+        "cores_of_others": round(max(0.0, others), 2),
         "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 

@@ -64,6 +64,13 @@ def image(*shape):
     return torch.randn(2, *shape)
 
 
+def frozen(module, *layers):
+    """Return a module whose layers of these numbers are not trained."""
+    for number in layers:
+        module[number].requires_grad_(False)
+    return module
+
+
 CASES = {
     "linear": lambda: (sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), image(6)),
     "linear on positions": lambda: (sequential(nn.Linear(6, 9), nn.Tanh()), image(2, 6)),
@@ -172,11 +179,30 @@ CASES = {
     ),
     "spectral normalisation": lambda: (parametrizations.spectral_norm(nn.Linear(6, 4)), image(6)),
     "low-rank update of a frozen layer": lambda: (LowRank(), image(8)),
+    "frozen layers": lambda: (
+        frozen(sequential(nn.Conv1d(3, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)), 0),
+        image(3, 4),
+    ),
     "ReLU in place": lambda: (
         sequential(nn.Linear(6, 9), nn.ReLU(inplace=True), nn.Linear(9, 3)),
         image(6),
     ),
 }
+
+
+# What at least one of five other tools gets wrong without a word, drops or refuses.
+ELSEWHERE = {
+    "linear on positions", "linear on a grid", "convolution with stride and padding",
+    "convolution with groups and dilation", "convolution 'same' with an even kernel",
+    "circular convolution", "transposed convolution", "LayerNorm", "GroupNorm",
+    "BatchNorm in evaluation mode", "PReLU", "embedding", "one module used twice",
+    "tied embedding and readout", "bare parameters", "MultiheadAttention", "LSTM",
+    "weight normalisation", "frozen layers",
+}  # fmt: skip
+
+
+def test_every_case_that_other_tools_fail_on_is_tried_here():
+    assert set(CASES) >= ELSEWHERE
 
 
 @pytest.mark.parametrize("name", CASES)
