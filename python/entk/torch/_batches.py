@@ -18,8 +18,12 @@ from entk.torch._plan import Plan
 _LARGEST = 1024
 """Examples in a batch chosen here: larger batches are not faster, and answer Ctrl-C later."""
 
-_WORKING = 1 << 30
-"""Bytes of working memory a batch chosen here may take without `memory=`."""
+_WORKING = 1 << 29
+"""Bytes of working memory a batch chosen here may take without `memory=`.
+
+Of twice as much, single buffers pass 32 MiB, which the C library gives back to the system after each
+use and pages in again: measured, a third more time for a network of convolutions.
+"""
 
 
 def checked(batch_size: int | None, memory: int | str | None) -> None:
