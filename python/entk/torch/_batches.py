@@ -21,8 +21,8 @@ _LARGEST = 1024
 _WORKING = 1 << 29
 """Bytes of working memory a batch chosen here may take without `memory=`.
 
-Of twice as much, single buffers pass 32 MiB, which the C library gives back to the system after each
-use and pages in again: measured, a third more time for a network of convolutions.
+Of twice as much, single buffers pass 32 MiB, which the C library gives back to the system after
+each use and pages in again: measured, a third more time for a network of convolutions.
 """
 
 
