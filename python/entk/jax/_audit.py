@@ -12,15 +12,13 @@ from math import isfinite, sqrt
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from entk.jax._compat import Array
 from entk.jax._directions import Directions
-from entk.jax._extraction import Extraction, examples_at, picks
-from entk.jax._network import Network
+from entk.jax._extraction import Extraction
+from entk.jax._inputs import examples_at, picks
 from entk.jax._plan import Group, Part
-from entk.jax._program import Program, cached, full_precision, runner, trace
+from entk.jax._program import Program
 
 
 @dataclass(frozen=True)
@@ -70,28 +68,16 @@ def _compare(
     failed: set[int] = set()
     seen: set[int] = set()
     for k in picks(done):
-        example = jax.tree.map(lambda a: a[0], examples_at(x, [k], 1))
         row = meant.at(k)
-        gradients = _gradient_of(work.network, example, jnp.asarray(row, work.traced.out.dtype))
-        mine = program.grouped([array[k] for array in arrays])
+        gradients = work.witness.gradient(examples_at(x, [k], work.witness.n), row)
+        of_one = program.grouped(
+            [array[k : k + 1] for array in arrays], jax.tree.leaves(examples_at(x, [k], 1))
+        )
+        mine = [[array[0] for array in part] for part in of_one]
         weights = row if work.rows > 1 else np.ones(1)
         failed |= _failing(program.parts, mine, gradients, weights, work.traced.eps)
         seen |= {j for j, gradient in enumerate(gradients) if gradient.any()}
     return _Verdict(frozenset(failed), frozenset(seen))
-
-
-def _gradient_of(network: Network, x: Any, row: Array) -> list[np.ndarray[Any, Any]]:
-    """Return `jax.grad` of `row . f(params, x)` for one example."""
-
-    def loss(leaves: Sequence[Array], x: Any, row: Array) -> Array:
-        return jnp.dot(row, network.one(leaves, x))
-
-    traced = trace(jax.grad(loss), network.leaves, x, row)
-    run = cached(network.f, ("gradient", traced.text), lambda: runner(traced.jaxpr))
-    with full_precision():
-        return [
-            np.asarray(g).astype(np.float64) for g in run(traced.consts, network.leaves, x, row)
-        ]
 
 
 def _failing(

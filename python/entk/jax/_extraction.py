@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from entk._errors import ModelError
 from entk.jax._compat import abstract
 from entk.jax._directions import Directions, directions
-from entk.jax._independence import check_independence
+from entk.jax._independence import at_least_two, check_independence
+from entk.jax._inputs import LOOKED_AT, examples_at, one_example, picks
 from entk.jax._network import Function, Network, network
 from entk.jax._program import Program, Trace, cached, full_precision, make_program, trace
 from entk.jax._warnings import warn_captured
-
-_LOOKED_AT = 3
+from entk.jax._witness import Witness
 
 _UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
@@ -40,6 +38,7 @@ class Extraction:
     example: Any
     meant: Directions
     structure: bool
+    witness: Witness
     demoted: frozenset[str] = frozenset()
 
     @property
@@ -78,25 +77,35 @@ class Extraction:
     def run(self, program: Program, x: Any, rows: Any) -> Any:
         """Run one batch."""
         with full_precision():
-            cotangents = jnp.asarray(rows, self.traced.out.dtype)
+            cotangents = np.asarray(rows, self.traced.out.dtype)
             leaves = jax.tree.leaves(x)
             return program.run(self.traced.consts, self.network.leaves, leaves, cotangents)
 
 
 def prepare(
-    f: Function, params: Any, x: Any, n: int, outputs: Any, *, structure: bool = True
+    f: Function,
+    params: Any,
+    x: Any,
+    n: int,
+    outputs: Any,
+    *,
+    structure: bool = True,
+    audit: bool = False,
 ) -> Extraction:
     """Trace the network on the shapes of one example, read `outputs`, check independence."""
     net = network(f, params)
-    example = jax.tree.map(_example, x)
+    example = one_example(x)
     traced = _traced(net, example)
     warn_captured(traced)
     meant = directions(outputs, n, int(traced.out.shape[0]))
-    work = Extraction(net, traced, example, meant, structure)
+    witness = Witness(net, traced, max(2, min(n, LOOKED_AT)), with_gradient=audit)
+    work = Extraction(net, traced, example, meant, structure, witness)
     work.program()  # refuses what has no reverse derivative before anything is run
     passed: set[str] = cached(f, ("independence", traced.text), set)
-    if not passed and check_independence(net, examples_at(x, picks(n), min(n, _LOOKED_AT))):
-        passed.add("independence")
+    if not passed:
+        few = at_least_two(examples_at(x, picks(n), min(n, LOOKED_AT)))
+        if check_independence(witness, few, traced.eps):
+            passed.add("independence")
     return work
 
 
@@ -122,31 +131,3 @@ def _traced(net: Network, example: Any) -> Trace:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
-
-
-def picks(n: int) -> list[int]:
-    """Return the few of n examples that checks look at."""
-    return sorted(set(np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(int).tolist()))
-
-
-def examples_at(x: Any, numbers: Sequence[int], size: int) -> Any:
-    """Return some examples on the device, the last repeated to make `size`."""
-
-    def cut(leaf: Any) -> Any:
-        if isinstance(numbers, range):
-            rows = jnp.asarray(leaf[numbers.start : numbers.stop])
-        else:
-            rows = jnp.concatenate([jnp.asarray(leaf[k : k + 1]) for k in numbers])
-        missing = size - len(rows)
-        if not missing:
-            return rows
-        return jnp.concatenate([rows, jnp.broadcast_to(rows[-1:], (missing, *rows.shape[1:]))])
-
-    return jax.tree.map(cut, x)
-
-
-def _example(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array):
-        return abstract(leaf.shape[1:], leaf.dtype)
-    first = jnp.asarray(leaf[:1])
-    return abstract(first.shape[1:], first.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from entk._errors import ModelError
@@ -12,7 +13,8 @@ from entk._factors import Factors
 from entk._leaves import Dense, Leaf, Lookup, Outer, Tied
 from entk.jax._audit import wrong_parameters
 from entk.jax._batches import Host, choose_batch, fastest_batch, gather, run_batches
-from entk.jax._extraction import Extraction, examples_at, prepare
+from entk.jax._extraction import Extraction, prepare
+from entk.jax._inputs import examples_at, readable
 from entk.jax._network import Function, count_examples
 from entk.jax._plan import Part
 from entk.jax._program import Program
@@ -42,11 +44,12 @@ def take(
     compiled again.
     """
     n = count_examples(x)
-    work = prepare(f, params, x, n, outputs, structure=structure)
+    x = readable(x)
+    work = prepare(f, params, x, n, outputs, structure=structure, audit=audit)
     while True:
         program = work.program()
         working = program.working_bytes
-        fastest = fastest_batch(working, work.network.leaves)
+        fastest = fastest_batch(n, working, work.network.leaves)
         size = choose_batch(batch_size, n, working, program.result_bytes, memory, fastest)
         size = filled if filled is not None and size == n < filled else size
         arrays, wrong = _run(work, program, x, n, size, audit=audit, progress=progress)
@@ -54,7 +57,7 @@ def take(
             break
         work.demoted |= _demoted(work, program, wrong)
     warn_unused(program)
-    return _assembled(work, program, arrays, n), size
+    return _assembled(work, program, arrays, jax.tree.leaves(x), n), size
 
 
 def _run(
@@ -92,9 +95,11 @@ def _demoted(work: Extraction, program: Program, wrong: Sequence[int]) -> frozen
     return frozenset(names)
 
 
-def _assembled(work: Extraction, program: Program, arrays: list[Host], n: int) -> Factors:
+def _assembled(
+    work: Extraction, program: Program, arrays: list[Host], x: list[Any], n: int
+) -> Factors:
     leaves: dict[str, Leaf] = {}
-    for part, mine in zip(program.parts, program.grouped(arrays), strict=True):
+    for part, mine in zip(program.parts, program.grouped(arrays, x), strict=True):
         leaves[part.name] = _leaf(part, mine, work.network.leaves[part.leaf], n, work.rows)
     reasons = {part.name: part.reason for part in program.parts}
     return Factors(leaves, outputs=work.meant.meaning, n_outputs=work.n_outputs, reasons=reasons)

@@ -13,7 +13,8 @@ from scipy.sparse.linalg import LinearOperator
 
 from entk.jax._batches import choose_batch
 from entk.jax._compat import Array
-from entk.jax._extraction import Extraction, examples_at, prepare
+from entk.jax._extraction import Extraction, prepare
+from entk.jax._inputs import examples_at, readable
 from entk.jax._network import Function, count_examples
 from entk.jax._program import cached, full_precision
 from entk.jax._taps import Taps
@@ -69,6 +70,7 @@ def operator(
 ) -> NTKOperator:
     """Return the kernel as an operator."""
     n = count_examples(x)
+    x = readable(x)
     work = prepare(f, params, x, n, outputs)
     working = work.program().working_bytes
     return NTKOperator(work, x, n, choose_batch(batch_size, n, working, 0, None))

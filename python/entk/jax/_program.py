@@ -7,8 +7,7 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -27,7 +26,9 @@ from entk.jax._compat import (
 )
 from entk.jax._example import Arrays, example_factors, in_turn, run_tapped
 from entk.jax._footprint import intermediate_bytes, nbytes
+from entk.jax._inputs import own
 from entk.jax._network import Network
+from entk.jax._outlets import Outlets, Source, outlets
 from entk.jax._plan import Part, dense_parts, plan_parts
 from entk.jax._taps import Taps
 from entk.jax._trace import walk
@@ -62,29 +63,38 @@ class Trace:
 class Program:
     """What to make of the parameters, and the compiled function that makes it for a batch.
 
-    `run(consts, leaves, x, cotangents)` returns the arrays of every part with a leading batch
-    axis; `shapes` are those for one example and `working_bytes` what it takes on the way. `passed`
-    names the checks this program has passed on examples that could have failed them.
+    `run(consts, leaves, x, cotangents)` returns flat arrays with a leading batch axis, each once;
+    `outlets` says which of them the arrays of the parts are, `shapes` their shapes for one example,
+    `working_bytes` what an example takes on the way. `passed` names the checks this program has
+    passed on examples that could have failed them.
     """
 
     parts: tuple[Part, ...]
     taps: Taps
-    run: Callable[..., list[Arrays]]
+    run: Callable[..., list[Array]]
+    outlets: Outlets
     shapes: list[tuple[jax.ShapeDtypeStruct, ...]]
     working_bytes: int
     passed: set[str]
 
-    def grouped(self, arrays: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """Return a flat list of arrays (..., size) part by part, each in its own shape."""
+    def grouped(self, arrays: Sequence[Any], x: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Return the arrays of each part, from those of `run` and from `x`, of some examples."""
         shapes, parts = jax.tree.flatten(self.shapes)
-        pairs = zip(arrays, shapes, strict=True)
-        shaped = [array.reshape(*array.shape[:-1], *made.shape) for array, made in pairs]
+        shaped = [
+            self._taken(source, arrays, x, made)
+            for source, made in zip(self.outlets.sources, shapes, strict=True)
+        ]
         return jax.tree.unflatten(parts, shaped)  # type: ignore[no-any-return]
+
+    def _taken(self, source: Source, arrays: Sequence[Any], x: Sequence[Any], made: Any) -> Any:
+        array = own(x[source.place], made.dtype) if source.of_input else arrays[source.place]
+        return array.reshape(len(array), *made.shape)
 
     @property
     def result_bytes(self) -> int:
         """Bytes of the factors of one example."""
-        return sum(nbytes(array) for part in self.shapes for array in part)
+        sizes = [nbytes(array) for part in self.shapes for array in part]
+        return sum(sizes[k] for k in self.outlets.computed)
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Trace:
@@ -152,26 +162,22 @@ def make_program(
     else:
         parts = dense_parts(network.names, "structure=False")
 
-    def batch_function(over: Callable[..., Any], *, flat: bool) -> Any:
-        def example(consts: Any, leaves: Any, x: Any, cotangents: Any) -> list[Arrays]:
-            made = example_factors(
+    row = _shape(cotangents)
+    args = (*shapes, row)
+
+    def example(over: Callable[..., Any]) -> Callable[..., list[Arrays]]:
+        def factors(consts: Any, leaves: Any, x: Any, cotangents: Any) -> list[Arrays]:
+            return example_factors(
                 traced.jaxpr, consts, leaves, x, cotangents, taps.sites, parts, over
             )
-            # Flat: axes of length 1 among others have layouts of their own, which XLA copies to.
-            return jax.tree.map(jnp.ravel, made) if flat else made
 
-        return over(example, in_axes=(None, None, 0, 0 if per_example else None))
+        return factors
 
-    few = [_shape_of_many(array, _FEW) for array in shapes[2]]
-    row = _shape(cotangents)
-    args = (*shapes[:2], few, _shape_of_many(row, _FEW) if per_example else row)
-    over, many = _differentiated(partial(batch_function, flat=False), args)
-    made = jax.tree.map(lambda array: abstract(array.shape[1:], array.dtype), many)
-    run = jax.jit(batch_function(over, flat=True))
+    run, found, made = _for_batches(example, args, per_example=per_example)
     # What the forward pass keeps, a cotangent of it for every row, and the results twice.
     on_the_way = (1 + rows) * intermediate_bytes(traced.jaxpr, len(network.leaves))
-    size = sum(nbytes(array) for part in made for array in part)
-    return Program(tuple(parts), taps, run, made, on_the_way + 2 * size, set())
+    program = Program(tuple(parts), taps, jax.jit(run), found, made, on_the_way, set())
+    return replace(program, working_bytes=on_the_way + 2 * program.result_bytes)
 
 
 def _find_sites(traced: Trace, consts: Any, leaves: Any, x: Any) -> Taps:
@@ -184,19 +190,22 @@ def _find_sites(traced: Trace, consts: Any, leaves: Any, x: Any) -> Taps:
     return taps
 
 
-def _differentiated(
-    batch_function: Callable[..., Any], args: Sequence[Any]
-) -> tuple[Callable[..., Any], Any]:
-    """Return how to map over examples, and the shapes of a few examples' factors.
+def _for_batches(
+    example: Callable[[Callable[..., Any]], Callable[..., list[Arrays]]],
+    args: Sequence[Any],
+    *,
+    per_example: bool,
+) -> tuple[Callable[..., list[Array]], Outlets, list[Any]]:
+    """Return the function of a batch, what its results are, and the shapes for one example.
 
     Refuses what has no reverse derivative. What JAX cannot map is done in turn.
     """
     try:
         with full_precision():
             try:
-                return jax.vmap, jax.eval_shape(batch_function(jax.vmap), *args)
+                return _mapped(example(jax.vmap), args, jax.vmap, per_example=per_example)
             except NotImplementedError:
-                return in_turn, jax.eval_shape(batch_function(in_turn), *args)
+                return _mapped(example(in_turn), args, in_turn, per_example=per_example)
     except EntkError:
         raise
     except Exception as error:
@@ -206,6 +215,37 @@ def _differentiated(
             f" {reason} (a while_loop over values that depend on parameters must become a scan or"
             " a fori_loop with fixed bounds; a callback needs a custom_vjp)"
         ) from error
+
+
+def _mapped(
+    example: Callable[..., list[Arrays]],
+    args: Sequence[Any],
+    over: Callable[..., Any],
+    *,
+    per_example: bool,
+) -> tuple[Callable[..., list[Array]], Outlets, list[Any]]:
+    """Trace the factors of one example, and map what is computed of them over a batch."""
+    made: list[Any] = []
+
+    def flat(*args: Any) -> list[Array]:
+        arrays = example(*args)
+        made[:] = jax.tree.map(_shape, arrays)
+        # Axes of length 1 among others have layouts of their own, which XLA would copy to.
+        return [jnp.ravel(array) for array in jax.tree.leaves(arrays)]
+
+    jaxpr, constants = opened(jax.make_jaxpr(flat)(*args))
+    first, n_x = len(args[0]) + len(args[1]), len(args[2])
+    found = outlets(jaxpr, jaxpr.invars[first : first + n_x])
+
+    def one(consts: Any, leaves: Any, x: Any, cotangents: Any) -> list[Array]:
+        out = walk(jaxpr, constants, [*consts, *leaves, *x, cotangents], Taps())
+        return [out[k] for k in found.computed]
+
+    run = over(one, in_axes=(None, None, 0, 0 if per_example else None))
+    few = [_shape_of_many(array, _FEW) for array in args[2]]
+    row = _shape_of_many(args[3], _FEW) if per_example else args[3]
+    jax.eval_shape(run, *args[:2], few, row)
+    return run, found, made
 
 
 def _identity(function: Any) -> tuple[Any, Any]:
