@@ -37,6 +37,32 @@ def test_spectrum_counts_what_it_cannot_draw():
     assert len(line.get_ydata()) == 60 - values.n_below_floor
 
 
+def test_a_floor_far_below_does_not_flatten_the_spectrum(rng):
+    kernel = gram(rng, 30)
+    lowest = float(np.linalg.eigvalsh(kernel)[0])
+    ax = plot.spectrum(kernel)
+    drawn(ax)
+    assert lowest / 10 < ax.get_ylim()[0] < lowest
+    assert "noise floor" in ax.get_legend().get_texts()[1].get_text()
+    plot.spectrum(smooth(60), ax=ax)  # a floor among its eigenvalues is drawn
+    assert ax.get_ylim()[0] < entk.linalg.eigvalsh(smooth(60)).floor
+
+
+def test_counts_are_written_as_numbers(rng):
+    ax = plot.spectrum(gram(rng, 12))
+    drawn(ax)
+    assert {"1", "2", "5", "10"} <= {t.get_text() for t in ax.get_xticklabels()}
+
+
+def test_the_diagonal_does_not_darken_a_heatmap(rng):
+    kernel = gram(rng, 50)
+    ax = plot.heatmap(kernel)
+    drawn(ax)
+    assert ax.images[0].get_clim()[1] < 0.8
+    drawn(plot.heatmap(np.eye(1)))
+    drawn(plot.heatmap(np.ones((4, 4)), scale="kernel"))
+
+
 def test_several_spectra_share_axes(rng):
     ax = Figure().subplots()
     assert plot.spectrum(gram(rng, 5), ax=ax) is ax

@@ -16,6 +16,7 @@ from entk.linalg import eigvalsh
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+FAR = 100.0  # a noise floor this far below the smallest eigenvalue would only push it out of sight
 PIXELS = 1000  # a picture shows no more rows than this; larger kernels are averaged
 
 
@@ -35,7 +36,8 @@ def spectrum(K: Any, *, ax: Axes | None = None, label: str | None = None) -> Axe
     -------
     matplotlib Axes
         Log-log. Eigenvalues below the floor are rounding and drawn pale; those not above zero
-        cannot be drawn and are counted in the legend.
+        cannot be drawn and are counted in the legend. A floor far below the smallest eigenvalue is
+        named in the legend and lies outside the picture.
 
     Notes
     -----
@@ -57,11 +59,34 @@ def spectrum(K: Any, *, ax: Axes | None = None, label: str | None = None) -> Axe
     colour = line.get_color()
     ax.plot(ranks[pale], heights[pale], marker=".", linestyle="", color=colour, alpha=0.25)
     if len(heights):
-        ax.axhline(values.floor, color=colour, linestyle=":", linewidth=1, label="noise floor")
+        floor = ax.axhline(values.floor, color=colour, linestyle=":", linewidth=1)
+        floor.set(label=f"noise floor {values.floor:.1e}", gid="floor")
     ax.set(xscale="log", yscale="log", xlabel="index", ylabel="eigenvalue")
+    _cut_below(ax)
+    _plain_numbers(ax)
     ax.grid(visible=True, which="major", linewidth=0.3)
     ax.legend()
     return ax
+
+
+def _cut_below(ax: Axes) -> None:
+    """Let the eigenvalues fill the picture: floors far below them are left to the legend."""
+    lines = [line for line in ax.get_lines() if len(np.atleast_1d(line.get_ydata()))]
+    drawn = [float(np.min(line.get_ydata())) for line in lines if line.get_gid() != "floor"]
+    floors = [float(np.min(line.get_ydata())) for line in lines if line.get_gid() == "floor"]
+    if drawn:
+        lowest = min(drawn)
+        near = [floor for floor in floors if lowest / FAR < floor]
+        ax.set_ylim(bottom=min([lowest, *near]) / 2.0)
+
+
+def _plain_numbers(ax: Axes) -> None:
+    """Write counts on a logarithmic axis as 1, 2, 5, 10, ..."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _named(label: str | None, values: Any) -> str:
@@ -94,6 +119,7 @@ def heatmap(
     Returns
     -------
     matplotlib Axes
+        Colours span the entries off the diagonal but for the outer hundredth.
 
     Raises
     ------
@@ -114,9 +140,7 @@ def heatmap(
     shown = _averaged(matrix, order, scale)
     ax = _axes(ax)
     extent = (-0.5, matrix.n - 0.5, matrix.n - 0.5, -0.5)
-    low = float(np.quantile(shown, 0.01)) if shown.size else 0.0
-    high = 1.0 if scale == "cosine" else float(np.max(shown, initial=0.0))
-    low = min(low, high)
+    low, high = _range(shown)
     image = ax.imshow(shown, extent=extent, vmin=low, vmax=high, interpolation="antialiased")
     for edge in edges[1:-1]:
         ax.axhline(edge - 0.5, color="white", linewidth=0.5)
@@ -128,9 +152,21 @@ def heatmap(
         ax.tick_params(length=0)
     word = "sample" if names is None else "class"
     ax.set(xlabel=word, ylabel=word)
-    bar = ax.figure.colorbar(image, ax=ax)
+    bar = ax.figure.colorbar(image, ax=ax, extend="both")
     bar.set_label("cosine of the gradients" if scale == "cosine" else "kernel")
     return ax
+
+
+def _range(shown: Float) -> tuple[float, float]:
+    """Return the range of colours: all but a hundredth of the entries off the diagonal.
+
+    With the diagonal in it, nearly everything else would be dark.
+    """
+    off = shown[~np.eye(len(shown), dtype=bool)] if len(shown) > 1 else shown
+    if not off.size:
+        return 0.0, 1.0
+    low, high = np.quantile(off, [0.005, 0.995])
+    return float(low), float(high)
 
 
 def _sorted(labels: ArrayLike | None, rows: int) -> tuple[Any, list[str] | None, Any]:
@@ -229,6 +265,8 @@ def learning_curve(
     (line,) = ax.plot(counts, mean, marker="o", label=label or f"ridge {shift:.2g}")
     ax.fill_between(counts, mean - spread, mean + spread, alpha=0.2, color=line.get_color())
     ax.set_xscale("log")
+    _plain_numbers(ax)
+    ax.set_ylim(bottom=0.0)
     ax.set_xlabel("training samples")
     ax.set_ylabel("share of errors" if classes else "mean squared error")
     ax.grid(visible=True, which="major", linewidth=0.3)
