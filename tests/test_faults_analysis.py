@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import entk
-from bounds import assert_rounding
+from bounds import SOFT, assert_rounding
 from entk import dynamics, linalg, lowrank
 from entk.linalg import _limits
 from entk.regression import KernelRidge, gp_posterior
@@ -84,6 +84,25 @@ def test_row_52_eigenvalues_below_the_floor_are_counted_and_not_clipped():
     assert values.min() >= -values.floor
     assert values.n_below_floor == int(np.sum(np.asarray(values) <= values.floor)) > 75
     assert linalg.eigsh(k, 150).n_below_floor == values.n_below_floor
+
+
+def test_row_53_layers_of_sizes_far_apart_keep_the_small_one_in_float64(rng):
+    """A layer 1e8 times another in the kernel: float32 sums lose it, float64 sums do not.
+
+    The large layer has rank 5 alone, so every further eigenvalue is of the small one.
+    """
+    large = 1e4 * rng.integers(-4, 5, (20, 5)).astype(np.float32)
+    small = rng.standard_normal((20, 40)).astype(np.float32)
+    factors = entk.Factors({"large": entk.Dense(large), "small": entk.Dense(small)})
+    alone = small.astype(float) @ small.astype(float).T
+    wide = entk.assemble(factors, dtype="float64")
+    values = linalg.eigvalsh(wide)
+    assert values.n_below_floor == 0
+    # Between those of the small layer and of what is left of it beside five directions (Cauchy).
+    low, high = np.linalg.eigvalsh(alone)[[0, -1]]
+    assert (np.asarray(values[:15]) >= low * (1 - SOFT * 2.0**-26)).all()
+    assert (np.asarray(values[:15]) <= high * (1 + SOFT * 2.0**-26)).all()
+    assert linalg.eigvalsh(entk.assemble(factors)).n_below_floor >= 15
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,14 @@ def test_cholesky_solve_and_eigen_meet_the_lapack_ratios(rng, kind, n):
         assert orthogonality < LAPACK_RATIO
 
 
+@pytest.mark.parametrize("kind", ["sqrt", "hard"])
+def test_a_kernel_beyond_every_blocking_meets_the_lapack_ratios(rng, kind):
+    kernel = lapack_type(rng, kind, 1025)
+    assert lapack_cholesky(kernel, linalg.cholesky(kernel)) < LAPACK_RATIO
+    values = linalg.eigvalsh(kernel)
+    assert_rounding(values, np.linalg.eigvalsh(kernel), 1025)
+
+
 @pytest.mark.parametrize("block", [1, 3, 20, 64])
 @pytest.mark.parametrize("n", [1, 2, 65])
 def test_the_factor_by_tiles_meets_the_lapack_ratio_for_any_tile(rng, monkeypatch, n, block):
