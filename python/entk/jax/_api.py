@@ -50,7 +50,8 @@ def factors(
         outputs (R = O), an integer from 0 to O - 1 that output, weights ``(O,)`` or ``(N, O)`` one
         direction for all examples or for each.
     batch_size : int, optional
-        Examples per batch. Default: by the memory an example takes.
+        Most examples per batch. Default: by the memory an example takes; on a processor as many
+        as its caches hold, or all of a small problem.
     memory : int or str, optional
         Bound in bytes, such as ``"4GiB"``, on factors and batches together. Default: a safe share
         of what the process may still use for the factors; batches of at most 1 GiB.
@@ -91,9 +92,11 @@ def factors(
 
     Notes
     -----
-    **Cost**: per example one forward pass and R pull-backs to the perturbed products, about two
-    forward passes for ``"sum"``; one compilation per function and shape, kept while `f` lives.
-    **Memory**: the factors, on the host, plus two batches. **Precision**: the network's own; matrix
+    **Cost**: per example one forward pass and R pull-backs to the perturbed products, about the
+    arithmetic of two forward passes for ``"sum"``; two compilations per function and shape, kept
+    while `f` lives. **Memory**: the factors, on the host, plus three batches. Arrays of equal
+    numbers are kept once and shared by the leaves; those that are an array of `x` borrow it if it
+    cannot be written to. **Precision**: the network's own; matrix
     products are computed at the precision of their operands on every device (no TF32 or bfloat16
     passes). Factors have the dtype of their parameter. A ``custom_vjp`` that is not linear in the
     cotangent has no Jacobian: its sum of outputs is what its rule says of the sum.
