@@ -13,14 +13,18 @@ over seeds. The claim is one about large widths. The slope is therefore given tw
 widths, and over the upper half of them, where the errors are small enough for their first order.
 Ratios are taken as ``|log ratio|``: ``|ratio - 1|`` cannot exceed 1 below 1, and was 0.95 for the
 condition number at the smallest widths, so that its line starts flat whatever the law.
+
+An error that is bounded starts flat too: predictions cannot be off by much more than their size. If
+``error = 1 / (a + b sqrt(width))``, a law of 1/sqrt(width) that saturates, then 1/error is a
+straight line in sqrt(width); how straight it is (R^2) is printed beside the slopes.
 Pixels are centred, as images are for training: without that one direction carries most of the
 kernel, and with its error in it regression converges late (slopes of -0.36 and -0.17 were seen).
 
 Two more networks are measured without images: a two-layer ReLU network on random inputs, whose
 errors have closed forms, and one whose head has a direction that all its rows share, for which the
 error must grow with the number of outputs. It fails (exit status 1) if a slope over large widths is
-neither near -1/2 where the paper proves one nor on its way there (steeper than over all widths), if
-the closed form is missed, or if `entk.certify` passes a head whose rows share a direction.
+not near -1/2 where the paper proves one and the saturating law does not hold either, if the closed
+form is missed, or if `entk.certify` passes a head whose rows share a direction.
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ SEEDS = {"MLP": 8, "CNN": 6}
 # The condition number has no proven slope. Four standard errors of luck, and the rest of the error
 # itself: with terms of the next order at a tenth of the first, a slope is off by about as much.
 SLACK, SIGMAS = 0.12, 4.0
-FLATTEST = -0.2  # a slope that is flatter over large widths is not on its way to -1/2
+STRAIGHT = 0.98  # R^2 of 1/error against sqrt(width), for errors that saturate
 LAW = 0.2  # the closed forms are those of a mean over networks
 
 
@@ -110,6 +114,12 @@ def slopes(runs: np.ndarray, widths: list[int]) -> tuple[np.ndarray, np.ndarray]
     return each.mean(axis=0), each.std(axis=0, ddof=1) / np.sqrt(len(each))
 
 
+def straightness(runs: np.ndarray, widths: list[int]) -> np.ndarray:
+    """Return R^2 of 1/error (mean over seeds) as a line in sqrt(width)."""
+    inverse = 1.0 / errors(runs).mean(axis=1)
+    return np.array([np.corrcoef(np.sqrt(widths), one)[0, 1] ** 2 for one in inverse.T])
+
+
 def _row(values: Any, suffix: str = "") -> dict[str, float]:
     return {m + suffix: float(f"{v:.4g}") for m, v in zip(MEASURES, values, strict=True)}
 
@@ -127,9 +137,10 @@ def table(name: str, runs: np.ndarray, widths: list[int]) -> tuple[list[dict[str
                          ("slope, upper half", large), ("upper half: s.e.", error)):  # fmt: skip
         rows.append({"network": name, "width": word, "seeds": seeds, **_row(values)})
     near = np.abs(large + 0.5) <= SLACK + SIGMAS * error
-    coming = (large < whole) & (large < FLATTEST)
+    straight = straightness(runs, widths)
+    rows.append({"network": name, "width": "saturating: R^2", "seeds": seeds, **_row(straight)})
     failed = [f"{name} {m}: slope {f:.2f} +- {e:.2f}" for m, f, e, good in
-              zip(MEASURES, large, error, near | coming, strict=True)
+              zip(MEASURES, large, error, near | (straight >= STRAIGHT), strict=True)
               if not good and m != "condition"]  # fmt: skip
     return rows, failed
 
