@@ -103,7 +103,7 @@ def gpt2(n):
 
     config = GPT2Config(
         vocab_size=1000, n_positions=64, n_embd=128, n_layer=4, n_head=4,
-        attn_implementation="eager",
+        bos_token_id=0, eos_token_id=0, attn_implementation="eager",
     )  # fmt: skip
     return LastLogits(GPT2LMHeadModel(config)), torch.randint(0, 1000, (n, 64))
 
