@@ -47,6 +47,8 @@ def test_inputs_may_be_numpy_or_on_the_device():
     assert_close(
         entk.jax.factors(net, PARAMS, np.asarray(X), batch_size=3), entk.jax.factors(net, PARAMS, X)
     )
+    swapped = np.asarray(X).astype(">f4")
+    assert_close(entk.jax.factors(net, PARAMS, swapped), entk.jax.factors(net, PARAMS, X))
     host = jax.tree.map(np.asarray, PARAMS)
     assert_close(entk.jax.factors(net, host, X), entk.jax.factors(net, PARAMS, X))
 

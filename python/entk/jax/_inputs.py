@@ -41,8 +41,8 @@ def examples_at(x: Any, numbers: Sequence[int], size: int) -> Any:
 
 def own(leaf: Any, dtype: Any) -> np.ndarray[Any, Any]:
     """Return an array of `x` on the host, copied where its owner could change it."""
-    array = np.asarray(leaf).astype(dtype, copy=False)
-    return array.copy() if array.flags.writeable and np.may_share_memory(array, leaf) else array
+    array = np.asarray(leaf)
+    return array.astype(dtype, copy=array.flags.writeable)
 
 
 def _readable(leaf: Any) -> Any:
@@ -55,7 +55,10 @@ def _readable(leaf: Any) -> Any:
 
 
 def _one(leaf: Any) -> Any:
-    first = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf[:1])
+    if isinstance(leaf, jax.Array):
+        return abstract(leaf.shape[1:], leaf.dtype)
+    first = leaf[:1]
+    first = jnp.asarray(_plain(first)) if isinstance(first, np.ndarray) else jnp.asarray(first)
     return abstract(first.shape[1:], first.dtype)
 
 
@@ -66,9 +69,14 @@ def _rows(leaf: Any, numbers: Sequence[int], size: int) -> Any:
         rows = leaf[list(numbers)]
     else:
         rows = jnp.concatenate([jnp.asarray(leaf[k : k + 1]) for k in numbers])
-    rows = rows if isinstance(rows, np.ndarray) else jnp.asarray(rows)
+    rows = _plain(rows) if isinstance(rows, np.ndarray) else jnp.asarray(rows)
     missing = size - len(rows)
     if not missing:
         return rows
     joined = np if isinstance(rows, np.ndarray) else jnp
     return joined.concatenate([rows, joined.broadcast_to(rows[-1:], (missing, *rows.shape[1:]))])
+
+
+def _plain(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return an array that JAX takes: no subclass such as a memory map, in native byte order."""
+    return np.asarray(rows, rows.dtype.newbyteorder("="))

@@ -200,21 +200,22 @@ def _for_batches(
 
     Refuses what has no reverse derivative. What JAX cannot map is done in turn.
     """
-    try:
-        with full_precision():
+    with full_precision():
+        try:
+            return _mapped(example(jax.vmap), args, jax.vmap, per_example=per_example)
+        except EntkError:
+            raise
+        except Exception as error:
             try:
-                return _mapped(example(jax.vmap), args, jax.vmap, per_example=per_example)
-            except NotImplementedError:
                 return _mapped(example(in_turn), args, in_turn, per_example=per_example)
-    except EntkError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(
-            "JAX cannot differentiate the network in reverse, so it has no per-example gradient:"
-            f" {reason} (a while_loop over values that depend on parameters must become a scan or"
-            " a fori_loop with fixed bounds; a callback needs a custom_vjp)"
-        ) from error
+            except Exception:
+                reason = str(error).strip().split("\n")[0]
+                raise ModelError(
+                    "JAX cannot differentiate the network in reverse, so it has no per-example"
+                    f" gradient: {reason} (a while_loop over values that depend on parameters must"
+                    " become a scan or a fori_loop with fixed bounds; a callback needs a"
+                    " custom_vjp)"
+                ) from error
 
 
 def _mapped(
