@@ -223,3 +223,26 @@ def test_what_only_a_later_example_asks_changes_the_engine():
     assert_extracted(relative)
     assert engines(factors) == "loop"
     assert kinds(factors)["l.weight"] == "Outer"
+
+
+class Masked(nn.Module):
+    """An encoder with padding; frozen, it takes a short cut that zeroes the padding."""
+
+    def __init__(self, *, frozen):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 12, batch_first=True)
+        self.t, self.o = nn.TransformerEncoder(layer, 1), nn.Linear(6, 3)
+        self.t.requires_grad_(not frozen)
+
+    def forward(self, x, padding):
+        return self.o(self.t(x, src_key_padding_mask=padding).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:layer 'o.weight'")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_encoder_with_padding_is_exact(frozen):
+    padding = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 1]]).bool()
+    module = Masked(frozen=frozen).double().eval()
+    relative, factors = error(module, (data(3, 3, 6), padding), "full")
+    assert_extracted(relative)
+    assert engines(factors) == ("loop" if frozen else "vmap")

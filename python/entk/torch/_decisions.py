@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+# Asks whether nested tensors would be a short cut; with a mode about, the answer is not used.
+_SHORT_CUT = getattr(torch, "_nested_tensor_from_mask_left_aligned", None)
+
 
 class SplitError(Exception):
     """The examples of a batch decide differently.
@@ -57,6 +60,8 @@ class Decisions(TorchFunctionMode):
                 if bool(answers.all()) or not bool(answers.any()):
                     return bool(answers[0])
                 raise SplitError(answers)
+        if func is _SHORT_CUT:  # `vmap` has no rule for it
+            return False
         return func(*args, **(kwargs or {}))
 
 

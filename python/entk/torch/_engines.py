@@ -9,6 +9,7 @@ operations (`nn.PReLU`). `OneByOne` can do whatever autograd can do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -190,12 +191,14 @@ class OneByOne:
             zeros.append(torch.zeros_like(out, requires_grad=True))
             return zeros[-1]
 
-        watched = plan.tapped | plan.unseen
+        watched = plan.watched
         tagged = {**network.parameters, **free} if watched else {}
         tap = Tap(tagged, perturb, watched)
 
         def work() -> list[list[Tensor | None]]:
-            with tap:
+            # Without anything to watch the network runs as it would by itself: some choose another
+            # way when a mode is about.
+            with tap if watched else nullcontext():
                 out = network.single(example)
             variables = [*zeros, *free.values()]
             return [_grads(out, variables, row) for row in self._rows.each(own, out)]

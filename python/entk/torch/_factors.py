@@ -23,6 +23,8 @@ from entk.torch._refuse import Watch, check_independent
 from entk.torch._rows import Rows, resolve
 from entk.torch._taps import Tap
 
+_UNWATCHED = "the network does something else while it is watched"
+
 # What a network that runs by itself may raise under torch.func.
 _CANNOT = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, AttributeError)
 
@@ -136,6 +138,9 @@ class Extraction:
                 self._demote(sorted(blamed))
                 return False
         if verdict.free and isinstance(self.engine, OneByOne):
+            if self.plan.watched:
+                self._dense = dict.fromkeys(self.network.parameters, _UNWATCHED)
+                return False
             raise ModelError(
                 f"layer {min(verdict.free)!r}: autograd gave two different gradients for one "
                 "example; the network does not do the same on every call"

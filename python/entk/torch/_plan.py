@@ -134,9 +134,9 @@ class Plan:
         return {p.leaf for p in self.parts if p.uses}
 
     @property
-    def unseen(self) -> set[str]:
-        """Leaves that the examples looked at do not use; others may."""
-        return {p.leaf for p in self.parts if p.reason == _UNSEEN}
+    def watched(self) -> set[str]:
+        """Leaves whose uses matter: the tapped, and those that only other examples may use."""
+        return self.tapped | {p.leaf for p in self.parts if p.reason == _UNSEEN}
 
 
 @dataclass

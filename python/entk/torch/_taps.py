@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -172,7 +172,8 @@ class Tap(TorchFunctionMode):
 
     def _tapped(self, site: Site) -> Tensor:
         number = len(self.sites)
-        self.sites.append(site)
+        # Kept beyond the run, an output would keep all that its history saved.
+        self.sites.append(replace(site, out=site.out.detach()))
         return site.out + self._perturb(number, site.out) if self._perturb else site.out
 
     def _shown(
