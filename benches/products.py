@@ -24,7 +24,7 @@ from entk._blas_threads import blas_threads
 from entk._options import thread_count
 
 # Widths of leaves, and examples.
-SIZES = {64: 8192, 256: 8192, 1024: 2048}
+SIZES = {64: 8192, 256: 4096, 1024: 1024}
 VECTORS = (1, 32)
 SQUARE = 2048
 # Of GEMM, for 32 vectors, by the clock on the wall.

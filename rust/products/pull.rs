@@ -1,5 +1,7 @@
 //! `S += J^T V`, one piece of a table: units are packed in chunks of a chain, then the panels of the table are shared among workers.
 
+use core::array::from_fn;
+use core::hint::black_box;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
@@ -335,9 +337,12 @@ fn scale<F: Real, const MR: usize>(
         let right = &right.as_chunks::<MR>().0[(r * panels + p) * len..][..len];
         let v = &vectors[(r * pass.shape.vectors + k) * len..][..len];
         for ((lane, right), &by) in lanes.iter_mut().zip(right).zip(v) {
-            for i in 0..MR {
-                let sum = if r == 0 { F::ZERO } else { lane[i] };
-                lane[i] = by.mul_add(right[i], sum);
+            // Opaque: else the compiler takes units for lanes, and gathers and scatters.
+            let by = black_box(by);
+            if r == 0 {
+                *lane = from_fn(|i| by.times(right[i]));
+            } else {
+                *lane = from_fn(|i| by.mul_add(right[i], lane[i]));
             }
         }
     }
