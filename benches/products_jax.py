@@ -24,7 +24,7 @@ import record
 import entk
 import entk.jax
 
-NETWORKS = {"784-512-512-10": 1024, "784-2048-2048-10": 256, "64-64-64-64-10": 4096}
+NETWORKS = {"784-512-512-10": 1024, "784-2048-2048-10": 128, "64-64-64-64-10": 4096}
 VECTORS = 32
 # Times as fast as the best of JAX, in the median, in float32 on both sides.
 FLOOR = 3.0
@@ -97,8 +97,8 @@ def run_case(name, n, rounds):
         if not error <= AGREE:
             sys.exit(f"{way} differs from the operator by {error:.1e}")
     times = {key: [] for key in calls}
-    for call in calls.values():
-        call()
+    for acc in ops:
+        calls[acc]()
     for _ in range(rounds):
         for key, call in calls.items():
             times[key].append(clock(call))
