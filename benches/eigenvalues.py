@@ -32,7 +32,7 @@ COUNT = 3
 
 
 def pairs(kernel: Any) -> tuple[Any, float, float]:
-    """Return the largest eigenpairs, the seconds of all cores they took, and their largest residual."""
+    """Return the largest eigenpairs, their time on all cores, and their largest residual."""
     started = time.process_time()
     found = linalg.eigsh(kernel, COUNT)
     seconds = time.process_time() - started
