@@ -331,14 +331,19 @@ def cmd_demo(extra: list[str], *, fast: bool) -> int:
 
 
 def cmd_bench(extra: list[str], *, fast: bool) -> int:
-    """Run the benchmarks; with --paper those that reproduce figures of the pNTK's paper."""
+    """Run the core's table and the memory bench; --peers: all that compare; --paper: figures."""
     short = ["--fast"] if fast else []
+    rest = [word for word in extra if word not in ("--paper", "--peers")]
     steps: list[Step] = [
-        ("assembly", python("benches/assembly.py", *short, *extra)),
-        ("memory", python("benches/memory.py", *short)),
+        ("core", python("benches/core.py", *(short or ["--rounds", "3"]), *rest)),
+        ("memory", python("benches/memory.py", "--fast")),
     ]
+    if "--peers" in extra:
+        names = ("core", "assembly", "scaling", "memory", "products", "peer_neural_tangents")
+        steps = [(name, python(f"benches/{name}.py", *short, *rest)) for name in names]
+        names = ("contractions", "extraction", "extraction_torch")
+        steps += [(name, python(f"benches/{name}.py", *rest)) for name in names]
     if "--paper" in extra:
-        rest = [word for word in extra if word != "--paper"]
         picture = ["--plot", "bench-out/pntk-convergence.png"]
         steps = [
             ("convergence", python("benches/paper.py", *short, *picture, *rest)),
@@ -357,8 +362,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="dev.py",
         description=__doc__.split("\n\n")[0],
-        epilog="bench --paper reproduces figures of the pNTK's paper; anything else goes on to the "
-        "command (test tests/test_bits.py -k zarr).",
+        epilog="bench --peers runs every bench that compares, bench --paper reproduces figures of "
+        "the pNTK's paper; anything else goes on to the command (test tests/test_bits.py -k zarr).",
     )
     parser.add_argument("command", choices=sorted(COMMANDS))
     parser.add_argument(
