@@ -13,8 +13,11 @@ use entk::store::zarr::array_json;
 use entk::store::zarr_read::ZarrReader;
 use entk::store::{Fault, Grid, Reader, Triangle, header, safetensors};
 
+/// A check of what a parser makes of some bytes; panics if it does not hold.
+pub(crate) type Property = fn(&[u8]);
+
 /// Every property, by the name of its target and of its corpus.
-pub(crate) const ALL: [(&str, fn(&[u8])); 6] = [
+pub(crate) const ALL: [(&str, Property); 6] = [
     ("npy_header", npy_header),
     ("safetensors_header", safetensors_header),
     ("tile_log", tile_log),
