@@ -167,7 +167,10 @@ mod tests {
                 let tasks: Vec<usize> = (0..phase).collect();
                 team.run(&mut total, tasks, &AtomicBool::new(false), |sum, task| *sum += task + 1);
             }
-            assert_eq!(total.iter().sum::<usize>(), (0..100).map(|n| n * (n + 1) / 2).sum());
+            assert_eq!(
+                total.iter().sum::<usize>(),
+                (0..100).map(|n| n * (n + 1) / 2).sum::<usize>()
+            );
         });
     }
 
