@@ -63,6 +63,20 @@ def test_row_44_nans_everywhere_are_one_error_with_a_count(rng):
         entk.assemble(factors)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("look", [1, 100, 1 << 27])
+def test_p6_the_first_of_several_is_named_however_the_values_are_read(
+    rng, monkeypatch, threads, look
+):
+    monkeypatch.setattr("entk._values._LOOK", look)
+    factors = with_value(rng, np.nan, at=(3, 1))
+    factors["fc1"].acts[[11, 19], [0, 5]] = np.inf
+    factors["fc1"].cots[0, 0] = np.nan
+    text = r"layer 'fc1' activations\[3, 1\] is nan; 3 samples affected"
+    with pytest.raises(entk.NonFiniteError, match=text):
+        entk.assemble(factors, threads=threads)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 9, 19])
 @pytest.mark.parametrize("where", ["acts", "cots"])
