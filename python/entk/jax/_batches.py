@@ -25,12 +25,12 @@ _WORKING = 1 << 30
 """Examples and bytes of a batch chosen here without `memory=`; larger ones are hardly faster."""
 
 _AT_ONCE = 96 << 20
-_CACHED = 24 << 20
-_FEWEST = 8
+_CACHED = 48 << 20
+_FEWEST = 32
 """Bytes, as `working` counts them, of one batch and of several, and least examples of these, on a
 processor. Larger batches leave its caches between one layer and the next, and their results are
-new pages every time: the convolutional network of `benches/extraction.py` takes 1.4 times as long
-with 256 examples at once as with 32 at a time."""
+new pages every time: the convolutional network of `benches/extraction.py` takes a third longer with
+256 examples at once than with 64 at a time."""
 
 _ALONE = 4 << 20
 """Bytes from which an array has memory of its own."""
