@@ -69,11 +69,12 @@ NETWORKS = {"MLP": (mlp, mlp_init), "CNN": (cnn, cnn_init)}
 
 
 @partial(jax.jit, static_argnums=(0, 4))
-def train(network: Any, params: Any, x: jax.Array, y: jax.Array, steps: int) -> Any:
-    """Fit to targets by full-batch Adam on the squared error."""
+def train(network: Any, params: Any, x: jax.Array, labels: jax.Array, steps: int) -> Any:
+    """Fit to labels by full-batch Adam on the cross-entropy."""
 
     def loss(p: Any) -> jax.Array:
-        return jnp.mean(jnp.sum((network(p, x) - y) ** 2, axis=1))
+        scores = jax.nn.log_softmax(network(p, x))
+        return -jnp.mean(jnp.take_along_axis(scores, labels[:, None], axis=1))
 
     def step(state: Any, t: jax.Array) -> tuple[Any, None]:
         p, m, v = state
