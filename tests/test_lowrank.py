@@ -205,6 +205,14 @@ def test_a_sketch_is_unbiased_with_the_error_it_states(rng, kind):
     assert draws[0].entry_error == 3 / np.sqrt(40)
 
 
+def test_a_kernel_of_one_parameter_is_sketched_exactly(rng):
+    """The square of a sign is 1, so there is nothing random left but the scale."""
+    x = rng.standard_normal((6, 1))
+    for leaf in (entk.Dense(x), entk.Outer(x, np.ones((6, 1)))):
+        low = lowrank.sketch(entk.Factors({"w": leaf}), 40)
+        assert_rounding(low.factor @ low.factor.T, x @ x.T, 40)
+
+
 def test_sketches_of_parts_are_the_parts_of_the_sketch(rng):
     factors = entk.Factors(leaves(rng, 6))
     whole = lowrank.sketch(factors, 300, seed=7).factor
