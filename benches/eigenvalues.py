@@ -64,7 +64,7 @@ def main() -> int:
             values.append(found.values)
             rows.append({"what": f"Lanczos on {what}", "n": factors.n,
                          "core_seconds": round(seconds, 1), "peak_gib": round(peak(), 2),
-                         "largest": found.values[-1], "residual": float(f"{residual:.2g}"),
+                         "largest": float(found.values[-1]), "residual": float(f"{residual:.2g}"),
                          "floor": float(f"{found.floor:.3g}")})  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
     off = float(np.abs(values[0] - values[1]).max())
