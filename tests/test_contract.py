@@ -109,3 +109,11 @@ def test_large_factors_are_contracted_in_chunks(rng, monkeypatch):
     for name, leaf in factors.contract("sum").items():
         for a, b in zip(arrays_of(leaf), arrays_of(whole[name]), strict=True):
             assert_same_bits(a, b)
+
+
+def test_arrays_of_repeats_stand_in_for_large_ones_in_a_plan():
+    # 27 times 120 GB of the same number each: whoever reads them to compare them does not come back.
+    sizes = range(27)
+    leaves = {f"w{i}": entk.Dense(np.broadcast_to(np.ones(1, "f4"), (10**6, 30000))) for i in sizes}
+    plan = entk.plan(entk.Factors(leaves), out="K.npy")
+    assert plan.flops < 2 * 10**6 * (10**6 + 1) * 30000
