@@ -112,7 +112,7 @@ def test_large_factors_are_contracted_in_chunks(rng, monkeypatch):
 
 
 def test_arrays_of_repeats_stand_in_for_large_ones_in_a_plan():
-    # 27 times 120 GB of the same number each: whoever reads them to compare them does not come back.
+    # 27 times 120 GB of one number: whoever reads them to compare them does not come back.
     sizes = range(27)
     leaves = {f"w{i}": entk.Dense(np.broadcast_to(np.ones(1, "f4"), (10**6, 30000))) for i in sizes}
     plan = entk.plan(entk.Factors(leaves), out="K.npy")
