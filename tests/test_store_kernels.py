@@ -247,3 +247,16 @@ def test_options_that_contradict_each_other_are_refused(rng, tmp_path):
     with pytest.raises(entk.StoreError, match="does not exist"):
         entk.assemble(factors, out=tmp_path / "nowhere" / "K.npy")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other", [None, 7])
+@pytest.mark.parametrize("n", [10, 12])
+def test_the_plan_of_a_file_says_how_often_examples_are_read(rng, other, n):
+    left = mlp(rng, n)
+    right = None if other is None else mlp(rng, other)
+    planned = entk.plan(left, right, out="K.npy", tile=3)
+    mine, theirs = left.nbytes / n, (right or left).nbytes / (other or n)
+    # A tile smaller than a block reads its rows and its columns once.
+    want = sum((t.i1 - t.i0) * mine + (t.j1 - t.j0) * theirs for t in planned.tiles)
+    assert planned.read_bytes == round(want)
+    assert f"(each example {planned.reads:.1f} times)" in str(planned)

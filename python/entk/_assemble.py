@@ -77,8 +77,10 @@ class Job:
             isa=_options.instruction_set(),
         )
 
-    def plan(self, held: int, least: int = 0) -> Plan:
+    def plan(self, held: int, least: int = 0, *, by_tile: bool = False) -> Plan:
         """Plan the whole kernel; `held` bytes of the result count against the limit.
+
+        With `by_tile` its tiles are computed one after another, as for a path.
 
         A refusal names the smallest limit that would do, with `least` bytes or more of result.
         """
@@ -93,6 +95,7 @@ class Job:
             isa=self.isa,
             held=held,
             least=least,
+            by_tile=by_tile,
         )
 
     def check_result_fits(self, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
@@ -101,7 +102,8 @@ class Plan:
     peak_bytes : int
         Most memory that the call adds, the result included where it is allocated.
     read_bytes : int
-        Bytes of factors read.
+        Bytes of factors read to compute the tiles. Before them all are read once to look at their
+        values; for a path twice more, for checksums and fingerprints.
     out_bytes : int
         Bytes of the result.
     leaves : tuple of LeafPlan
@@ -122,6 +124,12 @@ class Plan:
     engine: str
     block: int
     passes: int
+    factor_bytes: int
+
+    @property
+    def reads(self) -> float:
+        """How often each example's factors are read to compute the tiles, on average."""
+        return self.read_bytes / self.factor_bytes if self.factor_bytes else 0.0
 
     def __str__(self) -> str:
         alone = sum(leaf.flops for leaf in self.leaves)
@@ -135,7 +143,8 @@ class Plan:
             + (f" ({saved:.0%} saved by shared arrays)" if saved > 0.005 else ""),
             f"memory {in_bytes(self.peak_bytes)} at most, limit {in_bytes(self.memory.limit)} "
             f"({self.memory.source})",
-            f"bytes  {in_bytes(self.read_bytes)} read, {in_bytes(self.out_bytes)} of result",
+            f"bytes  {in_bytes(self.read_bytes)} read (each example {self.reads:.1f} times), "
+            f"{in_bytes(self.out_bytes)} of result",
             "",
         ]
         width = max([4, *(len(leaf.name) for leaf in self.leaves)])
@@ -267,6 +276,7 @@ def make_plan(
     isa: str | None,
     held: int,
     least: int = 0,
+    by_tile: bool = False,
 ) -> Plan:
     """Plan a checked problem; `held` is what of the result counts against the limit."""
     size = check_sizes(problem, dtype)
@@ -296,7 +306,8 @@ def make_plan(
         tiles=tiles,
         flops=core["flops_per_pair"] * entries,
         peak_bytes=core["bytes"] + held,
-        read_bytes=_read_bytes(problem, core["block"], core["passes"]),
+        read_bytes=_read_bytes(problem, core["block"], core["passes"], tile if by_tile else None),
+        factor_bytes=problem.factors.nbytes + (problem.other.nbytes if problem.other else 0),
         out_bytes=size,
         leaves=leaves,
         shape=problem.shape,
@@ -310,17 +321,39 @@ def make_plan(
     )
 
 
-def _read_bytes(problem: Problem, block: int, passes: int) -> int:
-    """Count bytes read: a block reads its columns, a row of blocks its rows."""
+def _read_bytes(problem: Problem, block: int, passes: int, tile: int | None) -> int:
+    """Count bytes read: of the whole kernel, or of tiles of that side one after another."""
     n, m = problem.examples
     if not n or not m:
         return 0
-    mine = problem.factors.nbytes / n
-    theirs = (problem.other or problem.factors).nbytes / m
-    down, across = -(-n // block), -(-m // block)
-    blocks = down * (down + 1) // 2 if problem.other is None else down * across
+    symmetric = problem.other is None
+    side = max(n, m) if tile is None else max(tile // problem.block, 1)
+    rows = cols = 0
+    for (high, tops), (wide, lefts) in itertools.product(_cut(n, side), _cut(m, side)):
+        pairs, squares = tops * lefts, 0
+        if symmetric:
+            # Tiles below the diagonal, whole ones before the last one, and those on it.
+            squares = tops if high == wide and tops == lefts else 0
+            pairs = tops * (tops - 1) // 2 if squares else pairs * (high < wide)
+        for count, square in ((pairs, False), (squares, True)):
+            down, across = _block_reads(high, wide, block, passes, square=square)
+            rows, cols = rows + count * down, cols + count * across
+    mine, theirs = problem.factors.nbytes / n, (problem.other or problem.factors).nbytes / m
+    return int(rows * mine + cols * theirs)
+
+
+def _cut(length: int, side: int) -> list[tuple[int, int]]:
+    """Return the lengths of the parts of a side, and how many there are of each."""
+    whole, rest = divmod(length, side)
+    return [(side, whole)] * (whole > 0) + [(rest, 1)] * (rest > 0)
+
+
+def _block_reads(high: int, wide: int, block: int, passes: int, *, square: bool) -> tuple[int, int]:
+    """Count rows and columns read: a block reads its columns, a row of blocks its rows."""
+    down, across = -(-high // block), -(-wide // block)
+    blocks = down * (down + 1) // 2 if square else down * across
     row_reads = down if passes <= 1 else blocks
-    return int(row_reads * min(block, n) * mine + blocks * min(block, m) * theirs)
+    return row_reads * min(block, high), blocks * min(block, wide)
 
 
 def check_part(part: object) -> tuple[int, int] | None:

@@ -9,6 +9,8 @@ committed stay, and the same call with ``resume=True`` computes the others.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -29,9 +31,14 @@ if TYPE_CHECKING:
     from entk._kernel import Kernel
     from entk._plan import Plan
 
-# Written tiles are made safe together: after so many bytes or seconds, whichever comes first.
-_COMMIT_BYTES = 1 << 26
-_COMMIT_SECONDS = 1.0
+# Written tiles are made safe together: after so many bytes or seconds, or one a thread, whichever
+# comes first. Together, because tiles that are neighbours reach the disk in longer runs.
+_COMMIT_BYTES = 1 << 28
+_COMMIT_SECONDS = 2.0
+
+# What the threads that write and sync take, besides mirrored rows of a tile (rust/store/sink.rs).
+_WRITING_BYTES = 1 << 21
+_STRIP_ROWS = 64
 
 Report = Callable[[int, int], object]
 
@@ -56,21 +63,21 @@ class Tiles:
         self.job = job
         self.layout = layout
         self.bad = bad
-        self.held = buffers(job, layout)
+        self.rooms, self.held = buffers(job, layout)
         self._watch = Watch(job.problem)
 
     def unit(self, index: int) -> Unit:
         """Return the tile position of that number."""
         return Unit(index, *self.layout.unit(index))
 
-    def empty(self, unit: Unit) -> AnyArray:
-        """Allocate the entries of a unit: planes first if the kernel has them."""
+    def shape(self, unit: Unit) -> tuple[int, ...]:
+        """Return the shape of a unit's entries: planes first if the kernel has them."""
         planes = self.job.problem.planes
         shape = (unit.i1 - unit.i0, unit.j1 - unit.j0)
-        return np.empty(shape if planes is None else (planes, *shape), self.job.dtype)
+        return shape if planes is None else (planes, *shape)
 
-    def compute(self, unit: Unit) -> AnyArray:
-        """Compute a unit.
+    def compute(self, unit: Unit, room: AnyArray | None = None) -> AnyArray:
+        """Compute a unit, into the beginning of `room` if there is one: flat, of the job's type.
 
         Raises
         ------
@@ -81,7 +88,7 @@ class Tiles:
         """
         self._watch.check()
         job, problem = self.job, self.job.problem
-        tile = self.empty(unit)
+        tile = _shaped(room, self.shape(unit), job.dtype)
         limit = job.memory.limit - self.held
         cut = cut_of(unit, problem.block, symmetric=problem.other is None)
         if job.engine == "blas":
@@ -101,6 +108,10 @@ class Tiles:
         return tile
 
 
+def _shaped(room: AnyArray | None, shape: tuple[int, ...], dtype: str) -> AnyArray:
+    return np.empty(shape, dtype) if room is None else room[: math.prod(shape)].reshape(shape)
+
+
 def cut_of(unit: Unit, block: int, *, symmetric: bool) -> Cut:
     """Return the examples of a unit as the core takes them."""
     rows = [unit.i0 // block, unit.i1 // block]
@@ -109,19 +120,19 @@ def cut_of(unit: Unit, block: int, *, symmetric: bool) -> Cut:
     return ("rectangle", [*rows, unit.j0 // block, unit.j1 // block])
 
 
-def buffers(job: Job, layout: _core.Layout) -> int:
-    """Bytes of tiles in memory at once: one computed while the one before it is written.
+def buffers(job: Job, layout: _core.Layout) -> tuple[int, int]:
+    """Return how many tiles are in memory at once, and bytes besides the core's work.
 
-    If two do not fit, nothing is computed while a tile is written.
+    Two tiles: one is computed while the one before it is written. If two do not fit, nothing is
+    computed while a tile is written. Writing them takes some bytes too.
     """
     one = tile_bytes(job, layout)
-    if len(layout) <= 1:
-        return one
-    try:
-        job.plan(2 * one)
-    except MemoryLimitError:
-        return one
-    return 2 * one
+    writing = _WRITING_BYTES + _STRIP_ROWS * layout.tile[0] * np.dtype(job.dtype).itemsize
+    if len(layout) > 1:
+        with contextlib.suppress(MemoryLimitError):
+            job.plan(2 * one + writing)
+            return 2, 2 * one + writing
+    return 1, one + writing
 
 
 def tile_bytes(job: Job, layout: _core.Layout) -> int:
@@ -154,7 +165,7 @@ def plan_to_path(job: Job) -> Plan:
     except StoreFormatError as error:
         raise InputError(str(error)) from None
     try:
-        return job.plan(buffers(job, layout))
+        return job.plan(buffers(job, layout)[1], by_tile=True)
     except MemoryLimitError as error:
         raise MemoryLimitError(
             f"{error}; of this {_plan.in_bytes(tile_bytes(job, layout))} are a tile: a smaller "
@@ -280,13 +291,20 @@ def fill(store: Store, tiles: Tiles, chosen: Sequence[int], report: Report | Non
     done = total - len(store.missing())
     if report:
         report(done, total)
+    rooms = itertools.cycle(_rooms(tiles))
     with _writing(store, tiles) as write:
         for index in chosen:
-            unit = tiles.unit(index)
-            write(index, tiles.compute(unit))
+            write(index, tiles.compute(tiles.unit(index), next(rooms)))
             done += 1
             if report:
                 report(done, total)
+
+
+def _rooms(tiles: Tiles) -> list[AnyArray]:
+    """Allocate the tiles in memory, to be filled in turn: fresh ones would be cleared each time."""
+    one = tile_bytes(tiles.job, tiles.layout)
+    item = np.dtype(tiles.job.dtype).itemsize
+    return [np.empty(one // item, tiles.job.dtype) for _ in range(tiles.rooms)]
 
 
 @contextlib.contextmanager
@@ -297,43 +315,58 @@ def _writing(store: Store, tiles: Tiles) -> Iterator[Callable[[int, AnyArray], N
 
     Whatever ends the block, what was handed over is written and committed before it is left.
     """
-    queue = Committer(store.sink, most=2 * tiles.job.threads)
-    alone = tiles.held < 2 * tile_bytes(tiles.job, store.layout)
     waiting: list[Future[None]] = []
 
-    def write(index: int, tile: AnyArray) -> None:
+    def settle() -> None:
         while waiting:
             waiting.pop().result()
-        waiting.append(pool.submit(queue.write, index, tile))
-        if alone:
-            waiting.pop().result()
 
-    with ThreadPoolExecutor(1, thread_name_prefix="entk-write") as pool:
+    def write(index: int, tile: AnyArray) -> None:
+        settle()
+        waiting.append(pool.submit(queue.write, index, tile))
+        if tiles.rooms == 1:
+            settle()
+
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="entk-write") as pool,
+        Committer(store.sink, most=tiles.job.threads) as queue,
+    ):
         try:
             yield write
         except BaseException:
             # The reason of the stop counts, not what a full disk adds to it.
             with contextlib.suppress(StoreError):
-                while waiting:
-                    waiting.pop().result()
+                settle()
                 queue.commit()
+                queue.settle()
             raise
-        while waiting:
-            waiting.pop().result()
-        pool.submit(queue.commit).result()
+        settle()
+        queue.commit()
+        queue.settle()
 
 
 class Committer:
-    """Writes tiles and makes them safe in groups."""
+    """Writes tiles and makes them safe in groups, one group while the next is written.
+
+    So at most ``2 * most`` tiles are written and not safe.
+    """
 
     def __init__(self, sink: _core.TileSink, most: int) -> None:
         self._sink = sink
         self._most = most
         self._count = self._bytes = 0
         self._since = time.monotonic()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="entk-sync")
+        self._running: Future[None] | None = None
+
+    def __enter__(self) -> Committer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
 
     def write(self, index: int, tile: AnyArray) -> None:
-        """Write a tile, and commit if enough has come together."""
+        """Write a tile, and start a commit if enough has come together."""
         self._sink.write(index, tile.reshape(-1).view(np.uint8))
         self._count += 1
         self._bytes += tile.nbytes
@@ -342,7 +375,14 @@ class Committer:
             self.commit()
 
     def commit(self) -> None:
-        """Make what was written safe."""
+        """Start to make safe what was written, when the group before is."""
+        self.settle()
         self._count = self._bytes = 0
-        self._sink.commit()
+        self._running = self._pool.submit(self._sink.take().commit)
         self._since = time.monotonic()
+
+    def settle(self) -> None:
+        """Wait for the group that is being made safe."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.result()

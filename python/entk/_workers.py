@@ -164,8 +164,10 @@ def _task(store: _unfinished.Store, tiles: _stored.Tiles, executor: Executor) ->
         name: getattr(job, name)
         for name in ("tile", "dtype", "accumulate", "memory", "threads", "engine", "nonfinite")
     }
-    options["threads"] = max(1, job.threads // _width(executor))
-    options["memory"] = replace(job.memory, limit=job.memory.limit // _width(executor))
+    width = _width(executor)
+    # One more than its share: while a worker waits for the disk, others compute on its core.
+    options["threads"] = max(1, job.threads // width) + (width > 1)
+    options["memory"] = replace(job.memory, limit=job.memory.limit // width)
     rows = _shared(problem.factors, path + _paths.SHARED[0])
     cols = None if problem.other is None else _shared(problem.other, path + _paths.SHARED[1])
     return Task(

@@ -13,7 +13,7 @@ use crate::store::fault::Result;
 use crate::store::lock::Lock;
 use crate::store::npy::{self, NpySink};
 use crate::store::npy_read::NpyReader;
-use crate::store::sink::{Paths, sidecar};
+use crate::store::sink::{Batch, Paths, sidecar};
 use crate::store::vfs::Disk;
 use crate::store::zarr::{self, ZarrSink};
 use crate::store::zarr_read::ZarrReader;
@@ -161,14 +161,34 @@ impl TileSink {
         run(py, || self.locked().write(index, bytes))
     }
 
-    /// Makes the units written so far safe.
+    /// Makes the units written so far safe; others may be written meanwhile.
     fn commit(&self, py: Python<'_>) -> PyResult<()> {
-        run(py, || self.locked().commit())
+        self.take().commit(py)
+    }
+
+    /// The units written so far, to be made safe apart from the sink.
+    fn take(&self) -> TileBatch {
+        TileBatch { inner: Mutex::new(Some(self.locked().take())) }
     }
 
     /// Gives the store its name.
     fn finish(&self, py: Python<'_>, manifest: &[u8], replace: bool) -> PyResult<()> {
         run(py, || self.locked().finish(manifest, replace))
+    }
+}
+
+/// Units that were written and are not safe yet.
+#[pyclass(frozen)]
+pub(super) struct TileBatch {
+    inner: Mutex<Option<Box<dyn Batch>>>,
+}
+
+#[pymethods]
+impl TileBatch {
+    /// Makes them safe. Nothing is left to do the second time.
+    fn commit(&self, py: Python<'_>) -> PyResult<()> {
+        let batch = self.inner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        run(py, || batch.map_or(Ok(()), |batch| batch.commit()))
     }
 }
 
@@ -342,6 +362,7 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("KILL_POINTS", true)?;
     module.add_class::<Layout>()?;
     module.add_class::<TileSink>()?;
+    module.add_class::<TileBatch>()?;
     module.add_class::<TileReader>()?;
     module.add_class::<StoreLock>()?;
     module.add_function(wrap_pyfunction!(tidy, module)?)?;

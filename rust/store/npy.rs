@@ -12,13 +12,15 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::fault::{Fault, Result};
 use super::grid::{Grid, Unit};
 use super::header;
 use super::kill;
 use super::log::{Listing, Log};
-use super::sink::{Paths, Sink, expect_length, mirrored, nans, sidecar, stored_rows};
+use super::sink::{Batch, Paths, Sink, expect_length, mirrored, nans, sidecar, stored_rows};
 use super::vfs::{
     How, Kind, Vfs, parent, read_exact, replace, sweep, sync, sync_dir, temporary, write_all,
 };
@@ -27,19 +29,30 @@ use super::vfs::{
 pub const MANIFEST: &str = "manifest.json";
 /// Log of a `.npy`, in the directory beside it.
 pub const LOG: &str = "tiles.log";
+/// Bytes of a tile that are read or written at a time: they stay in a cache for their checksum.
+pub(super) const STEP: usize = 1 << 18;
 
 /// An unfinished `.npy`.
 #[derive(Debug)]
 pub struct NpySink<V: Vfs> {
+    store: Arc<Store<V>>,
+    pending: Vec<(usize, u32)>,
+    reserved: bool,
+}
+
+/// What a sink shares with its batches.
+#[derive(Debug)]
+struct Store<V: Vfs> {
     vfs: V,
     paths: Paths,
     grid: Grid,
     data: V::File,
     start: u64,
     log: Log<V>,
-    pending: Vec<(usize, u32)>,
-    safe: usize,
-    reserved: bool,
+    safe: AtomicUsize,
+    /// A sync failed. Linux drops the pages of failed writes, and which tiles were in them is not
+    /// known: a later sync would succeed without them.
+    lost: AtomicBool,
 }
 
 impl<V: Vfs> NpySink<V> {
@@ -62,11 +75,10 @@ impl<V: Vfs> NpySink<V> {
         })?;
         match open_data(&vfs, &paths.partial, &grid, found.records == 0) {
             Ok((data, start, reserved)) => {
-                let safe = count(&found);
-                let sink =
-                    Self { vfs, paths, grid, data, start, log, pending: vec![], safe, reserved };
-                sink.settle(&found)?;
-                Ok(sink)
+                let (safe, lost) = (count(&found).into(), false.into());
+                let store = Store { vfs, paths, grid, data, start, log, safe, lost };
+                store.settle(&found)?;
+                Ok(Self { store: Arc::new(store), pending: vec![], reserved })
             }
             Err(fault) => {
                 if fresh {
@@ -83,7 +95,9 @@ impl<V: Vfs> NpySink<V> {
     pub fn reserved(&self) -> bool {
         self.reserved
     }
+}
 
+impl<V: Vfs> Store<V> {
     /// A tile recorded with two checksums counts only if its bytes match the last one.
     fn settle(&self, found: &Listing) -> Result<()> {
         for (index, sums) in &found.disputed {
@@ -108,8 +122,14 @@ impl<V: Vfs> NpySink<V> {
         let mut sum = 0;
         for (plane, tile) in bytes.chunks_exact(rows * cols * item).enumerate() {
             stored_rows(&self.grid, unit, tile, |first, rows| {
-                sum = crc32c::crc32c_append(sum, rows);
-                self.write_rows(plane, unit.rows.start + first, &unit.cols, rows)
+                let mut at = unit.rows.start + first;
+                for few in rows.chunks(STEP.max(cols * item) / (cols * item) * (cols * item)) {
+                    // In pieces that stay in a cache between the checksum and the write.
+                    sum = crc32c::crc32c_append(sum, few);
+                    self.write_rows(plane, at, &unit.cols, few)?;
+                    at += few.len() / (cols * item);
+                }
+                Ok(())
             })?;
             if !self.grid.symmetric() || unit.i == unit.j {
                 continue;
@@ -137,27 +157,32 @@ impl<V: Vfs> NpySink<V> {
         Ok(())
     }
 
-    fn record(&mut self, tiles: &[(usize, u32)]) -> Result<()> {
+    fn record(&self, tiles: &[(usize, u32)]) -> Result<()> {
+        let path = &self.paths.partial;
         kill::point("after_pwrite");
-        sync(&self.vfs, &self.data, &self.paths.partial)?;
+        if self.lost.load(Ordering::Acquire) {
+            let source = std::io::Error::other("an earlier sync failed");
+            return Err(Fault::Sync { path: path.clone(), source });
+        }
+        sync(&self.vfs, &self.data, path)
+            .inspect_err(|_| self.lost.store(true, Ordering::Release))?;
         kill::point("after_fdatasync");
         let status = self.vfs.status(&self.data);
-        let (_, links) = status.map_err(|error| Fault::io("fstat", &self.paths.partial, error))?;
+        let (_, links) = status.map_err(|error| Fault::io("fstat", path, error))?;
         if links == 0 {
-            let text = format!("{} was deleted during the run", self.paths.partial.display());
+            let text = format!("{} was deleted during the run", path.display());
             return Err(Fault::Incomplete(text));
         }
         self.log.append(&self.vfs, tiles)?;
-        self.vfs.forget(&self.data);
-        self.safe += tiles.len();
+        let _ = self.safe.fetch_add(tiles.len(), Ordering::AcqRel);
         Ok(())
     }
 
     fn explained(&self, fault: Fault) -> Fault {
-        let total = self.grid.units();
-        let left = self.grid.bytes() / total.max(1) as u64 * (total - self.safe.min(total)) as u64;
+        let (safe, total) = (self.safe.load(Ordering::Acquire), self.grid.units());
+        let left = self.grid.bytes() / total.max(1) as u64 * (total - safe.min(total)) as u64;
         let dir = parent(&self.paths.target);
-        fault.with_progress(dir, (self.safe, total), left, self.vfs.free(dir).ok())
+        fault.with_progress(dir, (safe, total), left, self.vfs.free(dir).ok())
     }
 
     fn rename(&self, manifest: &[u8], over: bool) -> Result<()> {
@@ -189,39 +214,56 @@ impl<V: Vfs> NpySink<V> {
     }
 }
 
-impl<V: Vfs> Sink for NpySink<V> {
+impl<V: Vfs + 'static> Sink for NpySink<V> {
     fn grid(&self) -> &Grid {
-        &self.grid
+        &self.store.grid
     }
 
     fn done(&mut self) -> Result<Vec<bool>> {
-        let found = self.log.read(&self.vfs, self.grid.units())?;
-        self.safe = count(&found);
+        let store = &self.store;
+        let found = store.log.read(&store.vfs, store.grid.units())?;
+        store.safe.store(count(&found), Ordering::Release);
         Ok(found.sums.iter().map(Option::is_some).collect())
     }
 
     fn write(&mut self, index: usize, bytes: &[u8]) -> Result<()> {
-        expect_length(&self.grid, index, bytes)?;
-        let written = self.write_unit(&self.grid.unit(index), bytes);
-        let sum = written.map_err(|fault| self.explained(fault))?;
+        let store = &self.store;
+        expect_length(&store.grid, index, bytes)?;
+        let written = store.write_unit(&store.grid.unit(index), bytes);
+        let sum = written.map_err(|fault| store.explained(fault))?;
         self.pending.push((index, sum));
         Ok(())
     }
 
-    fn commit(&mut self) -> Result<()> {
-        // Taken before the sync: after a failed one Linux drops the dirty pages, and a second sync
-        // would succeed without them.
+    fn take(&mut self) -> Box<dyn Batch> {
         let tiles = std::mem::take(&mut self.pending);
-        if tiles.is_empty() {
-            return Ok(());
-        }
-        self.record(&tiles).map_err(|fault| self.explained(fault))
+        Box::new(Written { store: self.store.clone(), tiles })
     }
 
     fn finish(&mut self, manifest: &[u8], replace: bool) -> Result<()> {
         self.commit()?;
-        let renamed = self.log.locked(&self.vfs, || self.rename(manifest, replace));
-        renamed.map_err(|fault| self.explained(fault))
+        let store = &self.store;
+        let renamed = store.log.locked(&store.vfs, || store.rename(manifest, replace));
+        renamed.map_err(|fault| store.explained(fault))?;
+        // Not before: the pages at both ends of a tile's rows belong to its neighbours too, and to
+        // read them again costs more than the rest of the writing.
+        store.vfs.forget(&store.data);
+        Ok(())
+    }
+}
+
+/// Tiles in the file that are not in the log.
+struct Written<V: Vfs> {
+    store: Arc<Store<V>>,
+    tiles: Vec<(usize, u32)>,
+}
+
+impl<V: Vfs> Batch for Written<V> {
+    fn commit(self: Box<Self>) -> Result<()> {
+        if self.tiles.is_empty() {
+            return Ok(());
+        }
+        self.store.record(&self.tiles).map_err(|fault| self.store.explained(fault))
     }
 }
 

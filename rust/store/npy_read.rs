@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::fault::{Fault, Result};
 use super::grid::{Grid, Unit};
 use super::log::Log;
-use super::npy::{LOG, check_header, place, unit_sum};
-use super::sink::{Reader, mirrored};
+use super::npy::{LOG, STEP, check_header, place, unit_sum};
+use super::sink::{Reader, mirrored, with_room};
 use super::vfs::{How, Vfs, read_exact};
 
 /// How often bytes are read again that do not match their checksum.
@@ -43,38 +43,46 @@ impl<V: Vfs> NpyReader<V> {
             let text = format!("tile ({}, {}) is missing", unit.i, unit.j);
             return Err(Fault::Incomplete(text));
         };
-        let got = unit_sum(&self.vfs, &self.data, &self.path, self.start, &self.grid, index)?;
-        sums_agree(&unit, got, want)?;
         if mirror && self.grid.mirrors() && unit.i != unit.j {
-            self.check_mirror(index, &unit)
-        } else {
-            Ok(())
+            let length = unit.rows.len() * unit.cols.len() * self.grid.item();
+            let (got, image) = with_room(length, |tile| self.examine(index, &unit, tile))?;
+            return sums_agree(&unit, got, want).and(image);
         }
+        let got = unit_sum(&self.vfs, &self.data, &self.path, self.start, &self.grid, index)?;
+        sums_agree(&unit, got, want)
+    }
+
+    /// Reads a unit once: its checksum, and what is wrong with its mirror image.
+    fn examine(&self, index: usize, unit: &Unit, tile: &mut [u8]) -> Result<(u32, Result<()>)> {
+        let (cols, item) = (unit.cols.len(), self.grid.item());
+        let (mut sum, mut image) = (0, Ok(()));
+        for plane in 0..self.grid.planes() {
+            let few = (STEP / (cols * item)).max(1);
+            for (bytes, top) in
+                tile.chunks_mut(few * cols * item).zip(unit.rows.clone().step_by(few))
+            {
+                let lines = top..unit.rows.end.min(top + few);
+                self.block(plane, index, lines, unit.cols.clone(), bytes)?;
+                sum = crc32c::crc32c_append(sum, bytes);
+            }
+            if image.is_ok() {
+                image = self.check_mirror(plane, unit, tile);
+            }
+        }
+        Ok((sum, image))
     }
 
     /// Entries of the upper half must be those of the lower half, bit for bit.
-    fn check_mirror(&self, index: usize, unit: &Unit) -> Result<()> {
+    fn check_mirror(&self, plane: usize, unit: &Unit, tile: &[u8]) -> Result<()> {
         let (rows, cols, item) = (unit.rows.len(), unit.cols.len(), self.grid.item());
-        let mut tile = vec![0; rows * cols * item];
-        for plane in 0..self.grid.planes() {
-            self.block(plane, index, unit.rows.clone(), unit.cols.clone(), &mut tile)?;
-            mirrored(&tile, cols, item, |first, strip| {
-                let mut stored = vec![0; strip.len()];
-                let top = unit.cols.start + first;
-                let lines = top..top + strip.len() / (rows * item);
-                self.load(plane, lines, unit.rows.clone(), &mut stored)?;
-                if stored == strip {
-                    return Ok(());
-                }
-                let text = format!(
-                    "tile ({}, {}): the upper half differs from the lower one; \
-                     run entk.repair(path) to recompute it",
-                    unit.j, unit.i
-                );
-                Err(Fault::Corrupt(text))
-            })?;
-        }
-        Ok(())
+        let mut stored = Vec::new();
+        mirrored(tile, cols, item, |first, strip| {
+            stored.resize(strip.len(), 0);
+            let top = unit.cols.start + first;
+            let lines = top..top + strip.len() / (rows * item);
+            self.load(plane, lines, unit.rows.clone(), &mut stored)?;
+            if stored == strip { Ok(()) } else { Err(halves_differ(unit)) }
+        })
     }
 
     fn load(
@@ -122,6 +130,15 @@ impl<V: Vfs> Reader for NpyReader<V> {
             checked
         })
     }
+}
+
+/// The fault of a tile whose mirror image is another one.
+pub(super) fn halves_differ(unit: &Unit) -> Fault {
+    Fault::Corrupt(format!(
+        "tile ({}, {}): the upper half differs from the lower one; run entk.repair(path) to \
+         recompute it",
+        unit.j, unit.i
+    ))
 }
 
 /// Repeats a check whose bytes do not match: a network file system may serve bad ones once.

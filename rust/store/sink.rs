@@ -1,5 +1,6 @@
 //! What the two formats have in common, and the arithmetic of mirrored tiles.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,9 @@ use super::fault::{Fault, Result};
 use super::grid::{Grid, Unit};
 
 /// Mirrored rows that are held at a time while the other half is written.
-const STRIP: usize = 64;
+pub(super) const STRIP: usize = 64;
+/// Side of the blocks in which entries change places: a line of a block of float32 is a cache line.
+const BLOCK: usize = 16;
 
 /// Where tiles go. One sink belongs to one process; several sinks may fill one store.
 pub trait Sink: Send {
@@ -27,11 +30,16 @@ pub trait Sink: Send {
     /// The system's.
     fn write(&mut self, index: usize, bytes: &[u8]) -> Result<()>;
 
+    /// Takes the units written so far out of the sink, which may write on while they are made safe.
+    fn take(&mut self) -> Box<dyn Batch>;
+
     /// Makes the units written so far safe, and records them.
     ///
     /// # Errors
-    /// The system's; then none of them is recorded.
-    fn commit(&mut self) -> Result<()>;
+    /// Those of [`Batch::commit`].
+    fn commit(&mut self) -> Result<()> {
+        self.take().commit()
+    }
 
     /// Gives the finished store its name, in one step. `manifest` replaces the unfinished one.
     ///
@@ -39,6 +47,16 @@ pub trait Sink: Send {
     /// [`Fault::Incomplete`] if a unit is missing, [`Fault::Exists`] if the name is taken and not
     /// to be replaced.
     fn finish(&mut self, manifest: &[u8], replace: bool) -> Result<()>;
+}
+
+/// Units that were written and are not safe yet.
+pub trait Batch: Send {
+    /// Makes them safe, and records them.
+    ///
+    /// # Errors
+    /// The system's; then none of them is recorded, and no later batch of the sink either: which
+    /// writes a failed sync lost is not known.
+    fn commit(self: Box<Self>) -> Result<()>;
 }
 
 /// Where tiles come from.
@@ -117,6 +135,22 @@ pub(super) fn expect_length(grid: &Grid, index: usize, bytes: &[u8]) -> Result<(
     Ok(())
 }
 
+thread_local! {
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends `length` bytes, which this thread keeps for the next time: to clear as many fresh ones for
+/// each tile takes as long as to read it.
+pub(super) fn with_room<T>(length: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+    let mut room = ROOM.take();
+    if room.len() < length {
+        room = vec![0; length];
+    }
+    let result = work(&mut room[..length]);
+    ROOM.set(room);
+    result
+}
+
 /// Calls `take(first mirrored row, its bytes)` for strips of the transpose of a tile of `cols`
 /// columns. Never holds more than [`STRIP`] rows of it.
 pub(super) fn mirrored(
@@ -130,13 +164,24 @@ pub(super) fn mirrored(
     for first in (0..cols).step_by(STRIP) {
         let count = STRIP.min(cols - first);
         let out = &mut strip[..count * rows * item];
-        match item {
-            4 => transpose::<4>(tile, cols, first, count, out),
-            _ => transpose::<8>(tile, cols, first, count, out),
-        }
+        transposed(tile, cols, item, first..first + count, out);
         take(first, out)?;
     }
     Ok(())
+}
+
+/// Fills `out` with the rows `lines` of the transpose of a tile of `cols` columns.
+pub(super) fn transposed(
+    tile: &[u8],
+    cols: usize,
+    item: usize,
+    lines: Range<usize>,
+    out: &mut [u8],
+) {
+    match item {
+        4 => transpose::<4>(tile, cols, lines.start, lines.len(), out),
+        _ => transpose::<8>(tile, cols, lines.start, lines.len(), out),
+    }
 }
 
 /// `count` entries of NaN.
@@ -167,12 +212,26 @@ pub(super) fn stored_rows(
     Ok(())
 }
 
+/// Copies the columns `first..first + count` of a tile into rows of `out`. Square blocks, because a
+/// column's entries lie a power of two apart, where caches have few places for them.
 fn transpose<const W: usize>(tile: &[u8], cols: usize, first: usize, count: usize, out: &mut [u8]) {
     let (tile, out) = (tile.as_chunks::<W>().0, out.as_chunks_mut::<W>().0);
     let rows = tile.len() / cols;
-    for (row, entries) in tile.chunks_exact(cols).enumerate() {
-        for (line, entry) in entries[first..first + count].iter().enumerate() {
-            out[line * rows + row] = *entry;
+    let mut block = [[[0; W]; BLOCK]; BLOCK];
+    for top in (0..rows).step_by(BLOCK) {
+        let high = BLOCK.min(rows - top);
+        for left in (0..count).step_by(BLOCK) {
+            let wide = BLOCK.min(count - left);
+            for (row, line) in block[..high].iter_mut().enumerate() {
+                let from = (top + row) * cols + first + left;
+                line[..wide].copy_from_slice(&tile[from..from + wide]);
+            }
+            for line in 0..wide {
+                let to = (left + line) * rows + top;
+                for (entry, row) in out[to..to + high].iter_mut().zip(&block) {
+                    *entry = row[line];
+                }
+            }
         }
     }
 }

@@ -213,10 +213,31 @@ fn a_tile_is_not_recorded_after_a_failed_sync() {
             let done = sink.done().unwrap();
             sink.commit().unwrap();
             assert_eq!(sink.done().unwrap(), done, "a second sync must not record the tile");
+            sink.write(2, &tile(&grid, 2)).unwrap();
+            assert!(matches!(sink.commit(), Err(Fault::Sync { .. })), "nor one after it");
+            assert_eq!(sink.done().unwrap(), done);
             return;
         }
     }
     panic!("no sync failed");
+}
+
+#[test]
+fn a_batch_is_what_was_written_before_it_was_taken() {
+    for format in [Format::Npy, Format::Zarr] {
+        let disk = Power::new(u64::MAX);
+        let (paths, grid) = (Paths::new(Path::new("K")), grid(Triangle::Full));
+        let mut sink = begin(format, &disk, &paths, grid).unwrap();
+        sink.write(0, &tile(&grid, 0)).unwrap();
+        let batch = sink.take();
+        sink.write(1, &tile(&grid, 1)).unwrap();
+        batch.commit().unwrap();
+        let after = disk.reboot(&mut Dice::new(1), u64::MAX);
+        let mut kept = begin(format, &after, &paths, grid).unwrap();
+        assert!(kept.done().unwrap()[0], "{format:?}");
+        sink.commit().unwrap();
+        assert_eq!(marks(&sink.done().unwrap(), true), [0, 1]);
+    }
 }
 
 /// A directory of this test, removed when dropped.

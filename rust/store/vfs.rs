@@ -55,7 +55,7 @@ pub struct Stat {
 #[allow(clippy::missing_errors_doc, reason = "one sentence for all")]
 pub trait Vfs: Send + Sync {
     /// An open file.
-    type File: Send + Sync;
+    type File: Send + Sync + std::fmt::Debug;
 
     /// Opens a plain file.
     fn open(&self, path: &Path, how: How) -> io::Result<Self::File>;

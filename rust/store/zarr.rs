@@ -12,13 +12,15 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::io::Errno;
 
 use super::fault::{Fault, Result};
 use super::grid::{Grid, Unit};
 use super::kill;
-use super::sink::{Paths, Sink, expect_length, mirrored, nans, stored_rows, with_suffix};
+use super::sink::{Batch, Paths, Sink, expect_length, mirrored, nans, stored_rows, with_suffix};
 use super::vfs::{How, Kind, Vfs, parent, replace, sweep, sync, sync_dir, temporary, write_all};
 
 /// Metadata file of a group or array.
@@ -52,18 +54,40 @@ pub fn array_json(grid: &Grid) -> String {
 /// An unfinished Zarr kernel.
 #[derive(Debug)]
 pub struct ZarrSink<V: Vfs> {
+    store: Arc<Store<V>>,
+    made: BTreeSet<PathBuf>,
+    unsynced: BTreeSet<PathBuf>,
+    pending: Vec<usize>,
+}
+
+/// What a sink shares with its batches.
+#[derive(Debug)]
+struct Store<V: Vfs> {
     vfs: V,
     paths: Paths,
     grid: Grid,
     root: u64,
-    made: BTreeSet<PathBuf>,
-    unsynced: BTreeSet<PathBuf>,
-    safe: usize,
-    missing: usize,
-    pending: Vec<usize>,
+    /// Units on the disk.
+    safe: AtomicUsize,
+    /// Chunks that are still to be written.
+    missing: AtomicUsize,
 }
 
-impl<V: Vfs> ZarrSink<V> {
+impl<V: Vfs> Store<V> {
+    /// Bytes that are still to be written.
+    fn left(&self) -> u64 {
+        let missing = self.missing.load(Ordering::Acquire) as u64;
+        missing * (self.grid.chunk_bytes() as u64 + OVERHEAD)
+    }
+
+    fn explained(&self, fault: Fault) -> Fault {
+        let dir = parent(&self.paths.target);
+        let so_far = (self.safe.load(Ordering::Acquire), self.grid.units());
+        fault.with_progress(dir, so_far, self.left(), self.vfs.free(dir).ok())
+    }
+}
+
+impl<V: Vfs + 'static> ZarrSink<V> {
     /// Joins the unfinished store of `paths`, or makes one. The manifest of an existing one is not
     /// touched: compare it before and after.
     ///
@@ -78,11 +102,12 @@ impl<V: Vfs> ZarrSink<V> {
         let stat = stat.map_err(|error| Fault::io("stat", &paths.partial, error))?;
         let root = stat.map_or(0, |stat| stat.inode);
         let (made, unsynced) = (BTreeSet::new(), BTreeSet::new());
-        let (safe, missing, pending) = (0, 0, Vec::new());
-        let mut sink = Self { vfs, paths, grid, root, made, unsynced, safe, missing, pending };
+        let (safe, missing) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let store = Arc::new(Store { vfs, paths, grid, root, safe, missing });
+        let mut sink = Self { store, made, unsynced, pending: Vec::new() };
         if let Err(fault) = sink.fits() {
             if fresh {
-                let _ = sink.vfs.remove_tree(&sink.paths.partial);
+                let _ = sink.store.vfs.remove_tree(&sink.store.paths.partial);
             }
             return Err(fault);
         }
@@ -90,34 +115,23 @@ impl<V: Vfs> ZarrSink<V> {
     }
 
     fn fits(&mut self) -> Result<()> {
-        self.done()?;
-        let left = self.left();
-        match self.vfs.free(&self.paths.partial) {
+        let done = self.done()?.iter().filter(|&&done| done).count();
+        let (store, left) = (&self.store, self.store.left());
+        match store.vfs.free(&store.paths.partial) {
             Ok(free) if free < left => Err(Fault::Space {
-                path: parent(&self.paths.target).to_owned(),
+                path: parent(&store.paths.target).to_owned(),
                 need: Some(left),
                 free: Some(free),
-                done: self.safe,
-                total: self.grid.units(),
+                done,
+                total: store.grid.units(),
             }),
             _ => Ok(()),
         }
     }
 
-    /// Bytes that are still to be written.
-    fn left(&self) -> u64 {
-        self.missing as u64 * (self.grid.chunk_bytes() as u64 + OVERHEAD)
-    }
-
-    fn explained(&self, fault: Fault) -> Fault {
-        let dir = parent(&self.paths.target);
-        let so_far = (self.safe, self.grid.units());
-        fault.with_progress(dir, so_far, self.left(), self.vfs.free(dir).ok())
-    }
-
     fn write_unit(&mut self, unit: &Unit, bytes: &[u8]) -> Result<()> {
-        let (rows, cols, item) = (unit.rows.len(), unit.cols.len(), self.grid.item());
-        let grid = self.grid;
+        let (rows, cols, item) = (unit.rows.len(), unit.cols.len(), self.store.grid.item());
+        let grid = self.store.grid;
         for (plane, tile) in bytes.chunks_exact(rows * cols * item).enumerate() {
             self.write_chunk(plane, (unit.i, unit.j), cols, |take| {
                 stored_rows(&grid, unit, tile, |_, rows| take(rows))
@@ -139,10 +153,11 @@ impl<V: Vfs> ZarrSink<V> {
         cols: usize,
         feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
     ) -> Result<()> {
-        let path = chunk_path(&self.paths.partial, &self.grid, plane, place);
+        let path = chunk_path(&self.store.paths.partial, &self.store.grid, plane, place);
         self.make_dirs(parent(&path))?;
         let temporary = temporary(&path);
         let file = self
+            .store
             .vfs
             .open(&temporary, How::New)
             .map_err(|error| Fault::io("open", &temporary, error))?;
@@ -150,11 +165,11 @@ impl<V: Vfs> ZarrSink<V> {
         let result = feed(&mut |rows| chunk.rows(rows, cols)).and_then(|()| chunk.close());
         let result = result.and_then(|()| {
             kill::point("after_fdatasync");
-            let renamed = self.vfs.rename(&temporary, &path);
+            let renamed = self.store.vfs.rename(&temporary, &path);
             renamed.map_err(|error| Fault::io("rename", &path, error))
         });
         if result.is_err() {
-            let _ = self.vfs.remove(&temporary);
+            let _ = self.store.vfs.remove(&temporary);
         }
         self.unsynced.insert(parent(&path).to_owned());
         result
@@ -165,52 +180,46 @@ impl<V: Vfs> ZarrSink<V> {
         if self.made.contains(dir) {
             return Ok(());
         }
-        if dir != self.paths.partial.join(ARRAY).join("c") {
+        if dir != self.store.paths.partial.join(ARRAY).join("c") {
             self.make_dirs(parent(dir))?;
-            match self.vfs.make_dir(dir) {
+            match self.store.vfs.make_dir(dir) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Fault::io("mkdir", dir, error)),
                 Ok(()) => {}
             }
             self.unsynced.insert(parent(dir).to_owned());
         }
-        plain_dir(&self.vfs, dir)?;
+        plain_dir(&self.store.vfs, dir)?;
         self.made.insert(dir.to_owned());
         Ok(())
     }
 
-    fn sync_names(&mut self) -> Result<()> {
-        let unsynced = std::mem::take(&mut self.unsynced);
-        // Deepest first: a name must not outlive what it leads to.
-        unsynced.iter().rev().try_for_each(|dir| sync_dir(&self.vfs, dir))
-    }
-
     fn rename(&self, manifest: &[u8], over: bool) -> Result<()> {
         let inode = |path: &Path| {
-            let stat = self.vfs.stat(path).map_err(|error| Fault::io("stat", path, error))?;
+            let stat = self.store.vfs.stat(path).map_err(|error| Fault::io("stat", path, error))?;
             Ok(stat.map(|stat| stat.inode))
         };
-        if inode(&self.paths.target)? == Some(self.root) {
+        if inode(&self.store.paths.target)? == Some(self.store.root) {
             return Ok(()); // another share was faster
         }
-        let (done, strays) = scan(&self.vfs, &self.paths.partial, &self.grid)?;
+        let (done, strays) = scan(&self.store.vfs, &self.store.paths.partial, &self.store.grid)?;
         let missing = done.iter().filter(|&&done| !done).count();
-        if missing > 0 || inode(&self.paths.partial)? != Some(self.root) {
-            let name = self.paths.partial.display();
+        if missing > 0 || inode(&self.store.paths.partial)? != Some(self.store.root) {
+            let name = self.store.paths.partial.display();
             return Err(Fault::Incomplete(format!("{name}: {missing} tiles are missing")));
         }
-        let taken = inode(&self.paths.target)?.is_some();
+        let taken = inode(&self.store.paths.target)?.is_some();
         if taken && !over {
-            return Err(Fault::Exists { path: self.paths.target.clone() });
+            return Err(Fault::Exists { path: self.store.paths.target.clone() });
         }
         for stray in strays {
             // Left by a killed writer; a live one is not here any more when all chunks are.
-            let _ = self.vfs.remove(&stray);
+            let _ = self.store.vfs.remove(&stray);
         }
-        sweep(&self.vfs, &self.paths.partial)?;
-        replace(&self.vfs, &self.paths.partial.join(METADATA), manifest)?;
+        sweep(&self.store.vfs, &self.store.paths.partial)?;
+        replace(&self.store.vfs, &self.store.paths.partial.join(METADATA), manifest)?;
         kill::point("before_rename");
-        move_over(&self.vfs, &self.paths, taken)?;
+        move_over(&self.store.vfs, &self.store.paths, taken)?;
         kill::point("after_rename");
         Ok(())
     }
@@ -227,7 +236,7 @@ struct Chunk<'a, V: Vfs> {
 
 impl<V: Vfs> Chunk<'_, V> {
     fn push(&mut self, bytes: &[u8]) -> Result<()> {
-        write_all(&self.sink.vfs, self.file, self.path, bytes, self.at)?;
+        write_all(&self.sink.store.vfs, self.file, self.path, bytes, self.at)?;
         self.sum = crc32c::crc32c_append(self.sum, bytes);
         self.at += bytes.len() as u64;
         Ok(())
@@ -235,7 +244,7 @@ impl<V: Vfs> Chunk<'_, V> {
 
     /// Adds rows of `cols` entries, padded to the width of a chunk.
     fn rows(&mut self, rows: &[u8], cols: usize) -> Result<()> {
-        let grid = &self.sink.grid;
+        let grid = &self.sink.store.grid;
         let width = *grid.chunk().last().expect("a chunk has axes");
         if cols == width {
             return self.push(rows);
@@ -247,74 +256,98 @@ impl<V: Vfs> Chunk<'_, V> {
 
     /// Pads to the height of a chunk, adds the checksum and syncs.
     fn close(mut self) -> Result<()> {
-        let (size, item) = (self.sink.grid.chunk_bytes() as u64, self.sink.grid.item());
+        let (size, item) = (self.sink.store.grid.chunk_bytes() as u64, self.sink.store.grid.item());
         if self.at < size {
-            let blank = nans(self.sink.grid.row_bytes() / item, item);
+            let blank = nans(self.sink.store.grid.row_bytes() / item, item);
             while self.at < size {
                 self.push(&blank)?;
             }
         }
         let sum = self.sum.to_le_bytes();
-        write_all(&self.sink.vfs, self.file, self.path, &sum, self.at)?;
+        write_all(&self.sink.store.vfs, self.file, self.path, &sum, self.at)?;
         kill::point("after_pwrite");
-        sync(&self.sink.vfs, self.file, self.path)?;
-        self.sink.vfs.forget(self.file);
+        sync(&self.sink.store.vfs, self.file, self.path)?;
+        self.sink.store.vfs.forget(self.file);
         Ok(())
     }
 }
 
-impl<V: Vfs> Sink for ZarrSink<V> {
+impl<V: Vfs + 'static> Sink for ZarrSink<V> {
     fn grid(&self) -> &Grid {
-        &self.grid
+        &self.store.grid
     }
 
     fn done(&mut self) -> Result<Vec<bool>> {
         // Another share may have given the store its name meanwhile.
         let stat =
-            |path: &Path| self.vfs.stat(path).map_err(|error| Fault::io("stat", path, error));
-        let finished = stat(&self.paths.target)?.is_some_and(|stat| stat.inode == self.root);
-        let root = if finished { &self.paths.target } else { &self.paths.partial };
-        let (done, _) = scan(&self.vfs, root, &self.grid)?;
-        self.safe = done.iter().filter(|&&done| done).count();
-        let missing = done.iter().enumerate().filter(|(_, done)| !**done);
-        self.missing = missing.map(|(index, _)| self.grid.chunks_of(&self.grid.unit(index))).sum();
+            |path: &Path| self.store.vfs.stat(path).map_err(|error| Fault::io("stat", path, error));
+        let finished =
+            stat(&self.store.paths.target)?.is_some_and(|stat| stat.inode == self.store.root);
+        let root = if finished { &self.store.paths.target } else { &self.store.paths.partial };
+        let (done, _) = scan(&self.store.vfs, root, &self.store.grid)?;
+        let (mut safe, mut missing) = (0, 0);
+        for (index, &done) in done.iter().enumerate() {
+            let chunks = self.store.grid.chunks_of(&self.store.grid.unit(index));
+            (safe, missing) = if done { (safe + 1, missing) } else { (safe, missing + chunks) };
+        }
+        self.store.safe.store(safe, Ordering::Release);
+        self.store.missing.store(missing, Ordering::Release);
         Ok(done)
     }
 
     fn write(&mut self, index: usize, bytes: &[u8]) -> Result<()> {
-        expect_length(&self.grid, index, bytes)?;
-        let unit = self.grid.unit(index);
-        self.write_unit(&unit, bytes).map_err(|fault| self.explained(fault))?;
+        expect_length(&self.store.grid, index, bytes)?;
+        let unit = self.store.grid.unit(index);
+        self.write_unit(&unit, bytes).map_err(|fault| self.store.explained(fault))?;
         self.pending.push(index);
         Ok(())
     }
 
-    fn commit(&mut self) -> Result<()> {
-        self.sync_names().map_err(|fault| self.explained(fault))?;
-        for index in std::mem::take(&mut self.pending) {
-            self.safe += 1;
-            let chunks = self.grid.chunks_of(&self.grid.unit(index));
-            self.missing = self.missing.saturating_sub(chunks);
-        }
-        Ok(())
+    fn take(&mut self) -> Box<dyn Batch> {
+        let names = std::mem::take(&mut self.unsynced);
+        let units = std::mem::take(&mut self.pending);
+        Box::new(Renamed { store: self.store.clone(), names, units })
     }
 
     fn finish(&mut self, manifest: &[u8], replace: bool) -> Result<()> {
         self.commit()?;
         // The array's metadata are never replaced, so all shares lock the same file.
-        let path = self.paths.partial.join(ARRAY).join(METADATA);
-        let file = match self.vfs.open(&path, How::Edit) {
+        let path = self.store.paths.partial.join(ARRAY).join(METADATA);
+        let file = match self.store.vfs.open(&path, How::Edit) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             other => Some(other.map_err(|error| Fault::io("open", &path, error))?),
         };
         if let Some(file) = &file {
-            self.vfs.lock(file).map_err(|error| Fault::io("flock", &path, error))?;
+            self.store.vfs.lock(file).map_err(|error| Fault::io("flock", &path, error))?;
         }
         let result = self.rename(manifest, replace);
         if let Some(file) = &file {
-            self.vfs.unlock(file).map_err(|error| Fault::io("flock", &path, error))?;
+            self.store.vfs.unlock(file).map_err(|error| Fault::io("flock", &path, error))?;
         }
-        result.map_err(|fault| self.explained(fault))
+        result.map_err(|fault| self.store.explained(fault))
+    }
+}
+
+/// Chunks with their final names, in directories that are not synced yet.
+struct Renamed<V: Vfs> {
+    store: Arc<Store<V>>,
+    names: BTreeSet<PathBuf>,
+    units: Vec<usize>,
+}
+
+impl<V: Vfs> Batch for Renamed<V> {
+    fn commit(self: Box<Self>) -> Result<()> {
+        let store = &self.store;
+        // Deepest first: a name must not outlive what it leads to.
+        let mut synced = self.names.iter().rev().map(|dir| sync_dir(&store.vfs, dir));
+        synced.try_for_each(|synced| synced).map_err(|fault| store.explained(fault))?;
+        for &index in &self.units {
+            let chunks = store.grid.chunks_of(&store.grid.unit(index));
+            let less = |missing: usize| Some(missing.saturating_sub(chunks));
+            let _ = store.safe.fetch_add(1, Ordering::AcqRel);
+            let _ = store.missing.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        }
+        Ok(())
     }
 }
 

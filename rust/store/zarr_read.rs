@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::fault::{Fault, Result, grouped};
 use super::grid::{Grid, Unit};
-use super::npy_read::{patiently, sums_agree};
-use super::sink::{Reader, mirrored};
+use super::npy_read::{halves_differ, patiently, sums_agree};
+use super::sink::{Reader, STRIP, transposed, with_room};
 use super::vfs::{How, Vfs, parent, read_exact};
 use super::zarr::{ARRAY, METADATA, SUM, array_json, chunk_key, chunk_path, plain_dir, scan};
 
@@ -62,64 +62,83 @@ impl<V: Vfs> ZarrReader<V> {
         Ok((file, path))
     }
 
-    /// Checksum of a chunk and the one behind it.
-    fn sums(&self, plane: usize, place: (usize, usize)) -> Result<(u32, u32)> {
+    /// Passes a chunk's bytes on in pieces of `step`; its checksum and the one behind it.
+    fn sums(
+        &self,
+        plane: usize,
+        place: (usize, usize),
+        step: usize,
+        mut take: impl FnMut(usize, &[u8]),
+    ) -> Result<(u32, u32)> {
         let (file, path) = self.open_chunk(plane, place)?;
         let size = self.grid.chunk_bytes();
-        let mut bytes = vec![0; BLOCK.min(size)];
+        let mut bytes = vec![0; step.min(size)];
         let mut sum = 0;
-        for start in (0..size).step_by(BLOCK) {
-            let count = BLOCK.min(size - start);
+        for start in (0..size).step_by(step) {
+            let count = step.min(size - start);
             read_exact(&self.vfs, &file, &path, &mut bytes[..count], start as u64)?;
             sum = crc32c::crc32c_append(sum, &bytes[..count]);
+            take(start, &bytes[..count]);
         }
         let mut stored = [0; SUM];
         read_exact(&self.vfs, &file, &path, &mut stored, size as u64)?;
-        self.vfs.forget(&file);
         Ok((sum, u32::from_le_bytes(stored)))
     }
 
-    fn check_once(&self, index: usize, mirror: bool) -> Result<()> {
-        let unit = self.grid.unit(index);
-        for plane in 0..self.grid.planes() {
-            self.check_chunk(plane, &unit)?;
-            if mirror && self.grid.mirrors() && unit.i != unit.j {
-                let (rows, cols) = (unit.cols.clone(), unit.rows.clone());
-                let image = Unit { i: unit.j, j: unit.i, rows, cols };
-                self.check_chunk(plane, &image)?;
-                self.check_mirror(plane, index, &unit)?;
+    fn check_once(&self, unit: &Unit, both: bool) -> Result<()> {
+        (0..self.grid.planes()).try_for_each(|plane| {
+            if both {
+                let length = unit.rows.len() * unit.cols.len() * self.grid.item();
+                with_room(length, |tile| self.check_halves(plane, unit, tile))
+            } else {
+                self.check_chunk(plane, unit, BLOCK, |_, _| {})
             }
-        }
-        Ok(())
+        })
     }
 
-    fn check_chunk(&self, plane: usize, unit: &Unit) -> Result<()> {
-        let (got, want) = self.sums(plane, (unit.i, unit.j))?;
+    fn check_chunk(
+        &self,
+        plane: usize,
+        unit: &Unit,
+        step: usize,
+        take: impl FnMut(usize, &[u8]),
+    ) -> Result<()> {
+        let (got, want) = self.sums(plane, (unit.i, unit.j), step, take)?;
         sums_agree(unit, got, want)
     }
 
-    fn check_mirror(&self, plane: usize, index: usize, unit: &Unit) -> Result<()> {
-        let (rows, cols, item) = (unit.rows.len(), unit.cols.len(), self.grid.item());
-        let mut tile = vec![0; rows * cols * item];
-        self.block(plane, index, unit.rows.clone(), unit.cols.clone(), &mut tile)?;
-        let (file, path) = self.open_chunk(plane, (unit.j, unit.i))?;
-        let width = self.grid.row_bytes();
-        let mut stored = vec![0; rows * item];
-        mirrored(&tile, cols, item, |first, strip| {
-            for (line, want) in strip.chunks_exact(rows * item).enumerate() {
-                let at = ((first + line) * width) as u64;
-                read_exact(&self.vfs, &file, &path, &mut stored, at)?;
-                if stored != want {
-                    let text = format!(
-                        "tile ({}, {}): the upper half differs from the lower one; \
-                         run entk.repair(path) to recompute it",
-                        unit.j, unit.i
-                    );
-                    return Err(Fault::Corrupt(text));
+    /// Has a unit's chunks read from the disk the next time, and not from the memory.
+    fn forget(&self, unit: &Unit) {
+        for plane in 0..self.grid.planes() {
+            for place in [(unit.i, unit.j), (unit.j, unit.i)] {
+                if let Ok((file, _)) = self.open_chunk(plane, place) {
+                    self.vfs.forget(&file);
                 }
             }
-            Ok(())
-        })
+        }
+    }
+
+    /// Both chunks of a unit, each read once: their checksums, and that they mirror each other.
+    fn check_halves(&self, plane: usize, unit: &Unit, tile: &mut [u8]) -> Result<()> {
+        let (rows, cols, item) = (unit.rows.len(), unit.cols.len(), self.grid.item());
+        let width = self.grid.row_bytes();
+        self.check_chunk(plane, unit, BLOCK.next_multiple_of(width), |start, bytes| {
+            let lines = tile.chunks_exact_mut(cols * item).skip(start / width);
+            for (line, row) in lines.zip(bytes.chunks_exact(width)) {
+                line.copy_from_slice(&row[..cols * item]);
+            }
+        })?;
+        let image = Unit { i: unit.j, j: unit.i, rows: unit.cols.clone(), cols: unit.rows.clone() };
+        let (mut strip, mut same) = (Vec::new(), true);
+        self.check_chunk(plane, &image, STRIP * width, |start, bytes| {
+            let first = start / width;
+            let count = (bytes.len() / width).min(cols.saturating_sub(first));
+            strip.resize(count * rows * item, 0);
+            transposed(tile, cols, item, first..first + count, &mut strip);
+            let mut pairs = strip.chunks_exact(rows * item).zip(bytes.chunks_exact(width));
+            same &= pairs.all(|(want, row)| row[..rows * item] == *want);
+        })?;
+        if same { Ok(()) } else { Err(halves_differ(unit)) }
     }
 }
 
@@ -153,6 +172,14 @@ impl<V: Vfs> Reader for ZarrReader<V> {
     }
 
     fn check(&self, index: usize, mirror: bool) -> Result<()> {
-        patiently(|| self.check_once(index, mirror))
+        let unit = self.grid.unit(index);
+        let both = mirror && self.grid.mirrors() && unit.i != unit.j;
+        patiently(|| {
+            let checked = self.check_once(&unit, both);
+            if checked.is_err() {
+                self.forget(&unit);
+            }
+            checked
+        })
     }
 }
