@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 _COMMIT_BYTES = 1 << 28
 _COMMIT_SECONDS = 2.0
 
-# What the threads that write and sync take, besides mirrored rows of a tile (rust/store/sink.rs).
-_WRITING_BYTES = 1 << 21
+# What the threads that write and sync take at most (measured: 5 MiB), besides mirrored rows of a tile
+# (rust/store/sink.rs).
+_WRITING_BYTES = 1 << 23
 _STRIP_ROWS = 64
 
 Report = Callable[[int, int], object]
