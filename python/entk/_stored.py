@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _COMMIT_BYTES = 1 << 28
 _COMMIT_SECONDS = 2.0
 
-# What the threads that write and sync take at most (measured: 5 MiB), besides mirrored rows of a tile
-# (rust/store/sink.rs).
+# What the threads that write and sync take at most (measured: 5 MiB), and how many mirrored rows of
+# a tile rust/store/sink.rs holds.
 _WRITING_BYTES = 1 << 23
 _STRIP_ROWS = 64
 
