@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import warnings
 from pathlib import Path
 
@@ -121,20 +122,35 @@ def test_row_81_a_tile_that_is_recorded_but_changed_is_found(factors, tmp_path, 
 
 
 def test_p26_what_is_not_on_the_disk_yet_is_bounded(monkeypatch):
-    class Sink:
-        def __init__(self):
-            self.waiting, self.most = 0, 0
+    lock = threading.Lock()
 
-        def write(self, _index, tile):
-            self.waiting += tile.nbytes
-            self.most = max(self.most, self.waiting)
+    class Batch:
+        def __init__(self, sink, size):
+            self.sink, self.size = sink, size
 
         def commit(self):
-            self.waiting = 0
+            with lock:
+                self.sink.waiting -= self.size
+
+    class Sink:
+        def __init__(self):
+            self.waiting = self.most = self.new = 0
+
+        def write(self, _index, tile):
+            with lock:
+                self.waiting += tile.nbytes
+                self.new += tile.nbytes
+                self.most = max(self.most, self.waiting)
+
+        def take(self):
+            size, self.new = self.new, 0
+            return Batch(self, size)
 
     monkeypatch.setattr(_stored, "_COMMIT_SECONDS", 1e9)
     sink, tile = Sink(), np.zeros((1536, 2048), np.float64)
-    queue = _stored.Committer(sink, most=10**9)
-    for index in range(12):
-        queue.write(index, tile)
-    assert sink.most <= _stored._COMMIT_BYTES + tile.nbytes
+    with _stored.Committer(sink, most=10**9) as queue:
+        for index in range(24):
+            queue.write(index, tile)
+        queue.settle()
+    # One group is on its way to the disk while the next comes together.
+    assert tile.nbytes < sink.most <= 2 * (_stored._COMMIT_BYTES + tile.nbytes)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # Written tiles are made safe together: after so many bytes or seconds, or one a thread, whichever
 # comes first. Together, because tiles that are neighbours reach the disk in longer runs.
-_COMMIT_BYTES = 1 << 28
+_COMMIT_BYTES = 1 << 26
 _COMMIT_SECONDS = 2.0
 
 # What the threads that write and sync take at most (measured: 5 MiB), and how many mirrored rows of
