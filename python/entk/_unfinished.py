@@ -79,8 +79,17 @@ class Store:
         with _paths.alone_in(os.path.dirname(self.path) or "."):
             return self._begin(resume=resume, overwrite=overwrite, join=join)
 
+    def _sweep(self) -> None:
+        """Remove what runs left that were killed while they made the store; none makes one now."""
+        folder, base = os.path.split(self.path + _paths.PARTIAL)
+        for name in os.listdir(folder or "."):
+            if name.startswith(f"{base}.") and name.endswith(".tmp"):
+                remove(os.path.join(folder, name))
+
     def _begin(self, *, resume: bool, overwrite: bool, join: bool) -> bool:
         partial = self.path + _paths.PARTIAL
+        if not self._shared and self._lock is not None and self._lock.real:
+            self._sweep()
         if self.fmt == "npy":
             _core.tidy(self.path)
         elif _is_replaced(self.path):
