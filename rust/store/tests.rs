@@ -240,6 +240,23 @@ fn a_batch_is_what_was_written_before_it_was_taken() {
     }
 }
 
+#[test]
+fn a_share_that_finishes_a_zarr_makes_the_chunks_of_the_others_safe() {
+    let disk = Power::new(u64::MAX);
+    let (paths, grid) = (Paths::new(Path::new("K")), grid(Triangle::Full));
+    let mut shares = [0, 1].map(|_| begin(Format::Zarr, &disk, &paths, grid).unwrap());
+    for index in 0..grid.units() {
+        shares[index % 2].write(index, &tile(&grid, index)).unwrap();
+    }
+    let [mut late, mut last] = shares;
+    last.finish(FINISHED, false).unwrap();
+    for seed in 0..100 {
+        let after = disk.reboot(&mut Dice::new(seed), u64::MAX);
+        expect_whole(Format::Zarr, &after, &paths, grid);
+    }
+    late.commit().expect("its directories have another name now");
+}
+
 /// A directory of this test, removed when dropped.
 struct Folder(PathBuf);
 

@@ -74,6 +74,27 @@ struct Store<V: Vfs> {
 }
 
 impl<V: Vfs> Store<V> {
+    /// Whether another share gave the store its name meanwhile; it synced all chunks before.
+    fn finished(&self) -> Result<bool> {
+        let target = &self.paths.target;
+        let stat = self.vfs.stat(target).map_err(|error| Fault::io("stat", target, error))?;
+        Ok(stat.is_some_and(|stat| stat.inode == self.root))
+    }
+
+    /// Makes the names of all chunks survive a power cut, whoever wrote them.
+    fn sync_chunks(&self) -> Result<()> {
+        let mut dirs = BTreeSet::from([self.paths.partial.join(ARRAY).join("c")]);
+        let rows = self.grid.units().checked_sub(1).map_or(0, |last| self.grid.unit(last).i + 1);
+        for (plane, row) in (0..self.grid.planes()).flat_map(|p| (0..rows).map(move |row| (p, row)))
+        {
+            let chunk = chunk_path(&self.paths.partial, &self.grid, plane, (row, 0));
+            let dir = parent(&chunk);
+            let _ = dirs.insert(parent(dir).to_owned());
+            let _ = dirs.insert(dir.to_owned());
+        }
+        dirs.iter().rev().try_for_each(|dir| sync_dir(&self.vfs, dir))
+    }
+
     /// Bytes that are still to be written.
     fn left(&self) -> u64 {
         let missing = self.missing.load(Ordering::Acquire) as u64;
@@ -217,6 +238,7 @@ impl<V: Vfs + 'static> ZarrSink<V> {
             let _ = self.store.vfs.remove(&stray);
         }
         sweep(&self.store.vfs, &self.store.paths.partial)?;
+        self.store.sync_chunks()?;
         replace(&self.store.vfs, &self.store.paths.partial.join(METADATA), manifest)?;
         kill::point("before_rename");
         move_over(&self.store.vfs, &self.store.paths, taken)?;
@@ -278,11 +300,7 @@ impl<V: Vfs + 'static> Sink for ZarrSink<V> {
     }
 
     fn done(&mut self) -> Result<Vec<bool>> {
-        // Another share may have given the store its name meanwhile.
-        let stat =
-            |path: &Path| self.store.vfs.stat(path).map_err(|error| Fault::io("stat", path, error));
-        let finished =
-            stat(&self.store.paths.target)?.is_some_and(|stat| stat.inode == self.store.root);
+        let finished = self.store.finished()?;
         let root = if finished { &self.store.paths.target } else { &self.store.paths.partial };
         let (done, _) = scan(&self.store.vfs, root, &self.store.grid)?;
         let (mut safe, mut missing) = (0, 0);
@@ -340,7 +358,11 @@ impl<V: Vfs> Batch for Renamed<V> {
         let store = &self.store;
         // Deepest first: a name must not outlive what it leads to.
         let mut synced = self.names.iter().rev().map(|dir| sync_dir(&store.vfs, dir));
-        synced.try_for_each(|synced| synced).map_err(|fault| store.explained(fault))?;
+        if let Err(fault) = synced.try_for_each(|synced| synced)
+            && !store.finished().unwrap_or(false)
+        {
+            return Err(store.explained(fault));
+        }
         for &index in &self.units {
             let chunks = store.grid.chunks_of(&store.grid.unit(index));
             let less = |missing: usize| Some(missing.saturating_sub(chunks));
