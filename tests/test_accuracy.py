@@ -48,8 +48,8 @@ def test_p10_a_planted_error_shows(rng, tmp_path, monkeypatch):
     factors = mlp(rng, 60)
     compute = _stored.Tiles.compute
 
-    def wrong(self, unit):
-        tile = compute(self, unit)
+    def wrong(self, unit, *room):
+        tile = compute(self, unit, *room)
         dice = np.random.default_rng(unit.index)
         tile[dice.random(tile.shape) < 0.01] *= 1.001
         return tile

@@ -14,6 +14,7 @@ __all__ = [
     "Blas",
     "Layout",
     "StoreLock",
+    "TileBatch",
     "TileReader",
     "TileSink",
     "__version__",

@@ -161,9 +161,10 @@ impl TileSink {
         run(py, || self.locked().write(index, bytes))
     }
 
-    /// Makes the units written so far safe; others may be written meanwhile.
+    /// Makes the units written so far safe, whichever thread wrote them. Others wait, so that none returns before its own units are
+    /// safe because another thread took them along.
     fn commit(&self, py: Python<'_>) -> PyResult<()> {
-        self.take().commit(py)
+        run(py, || self.locked().commit())
     }
 
     /// The units written so far, to be made safe apart from the sink.
