@@ -4,7 +4,8 @@ A fraction of peak is the flops of `entk.plan` (half the entries of a symmetric 
 expansion, scan, mirror and write-out are time and not flops) over seconds on the wall, over the FMA
 rate of the same cores and instruction set measured in the same round. A ratio is that of two calls
 of one round. Both are medians over rounds; all results are fresh arrays in RAM. `from_cores` gives
-the fraction by core seconds, which other work on the machine moves less.
+the fraction by core seconds, which other work moves less; `into_array` that of a call
+into an array that has been written before, for what the pages of a fresh one cost.
 
     python benches/core.py [--fast] [--rounds 5] [--only WORD] [--record]
 """
@@ -31,6 +32,8 @@ from entk._options import thread_count
 
 SIZE, SUM_OF_WIDTHS = 6144, 2048
 PEAK_SECONDS = 0.1
+# Peers' threads go on spinning after a call, on the cores of the next one.
+SETTLE_SECONDS = 0.3
 # Under this share of what is asked a line has lost its code generation, not a few per cent.
 BROKEN = 0.5
 RNG = np.random.default_rng(0)
@@ -44,9 +47,9 @@ class Call:
     options: dict = field(default_factory=dict)
     isa: str | None = None
 
-    def __call__(self):
+    def __call__(self, out=None):
         with forced(self.isa):
-            return entk.assemble(self.factors, **self.options)
+            return entk.assemble(self.factors, out=out, **self.options)
 
     @property
     def flops(self):
@@ -163,16 +166,19 @@ def clock(function):
 
 def measure(line, rounds, threads):
     """Run a line's calls in turn; its row of the table."""
-    line.call()
+    kept = line.call()
     if line.other is not None:
+        kept = None
         line.other()
-    values, by_cores, seconds = [], [], []
+    values, by_cores, in_place, seconds = [], [], [], []
     for _ in range(rounds):
+        time.sleep(SETTLE_SECONDS)
         if line.other is None:
             peak = line.call.peak(threads)
             wall, cores = clock(line.call)
             values.append(line.call.flops / wall / peak)
             by_cores.append(line.call.flops / cores / (peak / threads))
+            in_place.append(line.call.flops / clock(lambda: line.call(kept))[0] / peak)
         else:
             wall, _ = clock(line.call)
             values.append(clock(line.other)[0] / wall)
@@ -188,6 +194,7 @@ def measure(line, rounds, threads):
         "lowest": f"{min(values):.3f}",
         "highest": f"{max(values):.3f}",
         "from_cores": f"{statistics.median(by_cores):.3f}" if by_cores else "",
+        "into_array": f"{statistics.median(in_place):.3f}" if in_place else "",
         "asked": asked,
         "met": "" if not asked else "yes" if good else "no",
         "seconds": f"{statistics.median(seconds):.3f}",

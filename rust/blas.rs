@@ -10,6 +10,7 @@
 
 use core::ffi::{c_char, c_void};
 use core::mem;
+use core::ops::Range;
 use core::ptr::NonNull;
 
 use crate::error::Error;
@@ -58,6 +59,17 @@ impl<'a, F> Rows<'a, F> {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Length of a row.
+    pub fn features(&self) -> usize {
+        self.k
+    }
+
+    /// Some features of every row.
+    pub fn columns(&self, ks: Range<usize>) -> Self {
+        let start = ks.start.min(self.data.len());
+        Self::new(&self.data[start..], self.rows, ks.len(), self.stride)
     }
 
     /// One row.

@@ -4,6 +4,7 @@
 //! dynamically; which worker gets one changes no bits, since each entry is a chain of its own.
 
 use core::ops::Range;
+use core::slice;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::error::Error;
@@ -96,11 +97,9 @@ impl<'a> Call<'a> {
                         self.side::<F, MR, NR>(pass, block.cols.clone(), true, spare)?
                     }
                 };
-                for pairs in self.pairs() {
-                    let job =
-                        Job { call: self, cut, block: &block, pass, pairs: &pairs, write: true };
-                    job.sweep::<F, MR>((&rows, &cols), Kept::none(), &mut workers, &finite);
-                }
+                let pairs = &self.pairs();
+                let job = Job { call: self, cut, block: &block, pass, pairs, write: true };
+                job.sweep::<F, MR>((&rows, &cols), Kept::none(), &mut workers, &finite);
                 packed = Some((block.rows.clone(), rows));
                 packed_cols = Some((block.cols.clone(), cols));
             } else {
@@ -114,8 +113,8 @@ impl<'a> Call<'a> {
                         let spare = packed_cols.take().map(|(_, side)| side);
                         let cols = self.side::<F, MR, NR>(pass, block.cols.clone(), true, spare)?;
                         let write = index + 1 == passes.len();
-                        let job =
-                            Job { call: self, cut, block: &block, pass, pairs: &pairs, write };
+                        let pairs = slice::from_ref(&pairs);
+                        let job = Job { call: self, cut, block: &block, pass, pairs, write };
                         let sides = (&rows, &cols);
                         job.sweep::<F, MR>(sides, kept.borrow(), &mut workers, &finite);
                         packed = Some((block.rows.clone(), rows));
@@ -295,12 +294,12 @@ struct Job<'j, 'a> {
     cut: &'j Cut,
     block: &'j Block,
     pass: &'j Pass,
-    pairs: &'j Pairs,
+    pairs: &'j [Pairs],
     write: bool,
 }
 
 impl Job<'_, '_> {
-    fn region(&self) -> Region {
+    fn region(&self, pairs: &Pairs) -> Region {
         let origins = match self.cut {
             Cut::Square(range) => (range.start, range.start),
             Cut::Rectangle(rows, cols) => (rows.start, cols.start),
@@ -313,7 +312,7 @@ impl Job<'_, '_> {
             row_origin: origins.0,
             col_origin: origins.1,
             mirror: matches!(self.cut, Cut::Square(_)),
-            layout: self.pairs.layout.clone(),
+            layout: pairs.layout.clone(),
             scale: self.call.scale,
         }
     }
@@ -340,10 +339,10 @@ impl Job<'_, '_> {
         let (row_panels, col_panels) = (self.packed(rows), self.packed(cols));
         let merged: Vec<_> = rows.merged.iter().zip(&cols.merged).collect();
         let plain: Vec<_> = rows.plain.iter().zip(&cols.plain).collect();
-        let region = self.region();
         let diagonal_only = matches!(self.cut, Cut::Diagonal(_));
         let tasks = self.tasks::<F, MR>(kept);
         pool::run(workers, tasks, self.call.cancel, |worker, task| {
+            let region = self.region(task.pairs);
             let job = Sweep {
                 groups: &self.pass.groups,
                 rows: &row_panels,
@@ -355,7 +354,7 @@ impl Job<'_, '_> {
                 triangle: self.block.triangle,
                 diagonal_only,
                 examples: (self.block.rows.len(), self.block.cols.len()),
-                pairs: &self.pairs.list,
+                pairs: &task.pairs.list,
                 cancel: self.call.cancel,
             };
             let count = job.p.len() * job.q.len() * job.pairs.len();
@@ -381,23 +380,27 @@ impl Job<'_, '_> {
         });
     }
 
-    fn tasks<'k, F: Real, const MR: usize>(&self, kept: Kept<'k, F>) -> Vec<Task<'k, F>> {
+    /// Every macro tile with every list of output pairs: where there are few of the one, there may be many of the other.
+    fn tasks<'k, F: Real, const MR: usize>(&'k self, kept: Kept<'k, F>) -> Vec<Task<'k, F>> {
         let Kept { mut acc, mut partial } = kept;
         let mut tasks = Vec::new();
-        for place in macro_tiles::<MR>(self.block, self.call.blocks.macro_side, self.cut) {
-            let elements = place.p.len() * place.q.len() * self.pairs.list.len() * MR * NR;
+        let places = macro_tiles::<MR>(self.block, self.call.blocks.macro_side, self.cut);
+        let every = self.pairs.iter().flat_map(|pairs| places.iter().map(move |at| (pairs, at)));
+        for (pairs, place) in every {
+            let elements = place.p.len() * place.q.len() * pairs.list.len() * MR * NR;
             let mine = acc.split_off_mut(..elements.min(acc.len())).unwrap_or_default();
             let slots = elements * self.call.blocks.schedule.partials();
             let sums = partial.split_off_mut(..slots.min(partial.len())).unwrap_or_default();
-            tasks.push(Task { place, acc: mine, partial: sums });
+            tasks.push(Task { place: place.clone(), pairs, acc: mine, partial: sums });
         }
         tasks
     }
 }
 
-/// A macro tile and its kept accumulators, if any.
+/// A macro tile, its output pairs and its kept accumulators, if any.
 struct Task<'k, F> {
     place: Macro,
+    pairs: &'k Pairs,
     acc: &'k mut [F],
     partial: &'k mut [F],
 }

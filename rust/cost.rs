@@ -1,5 +1,6 @@
 //! Flops of leaves and programs, and which contraction each leaf takes.
 
+use crate::contraction::OneSide;
 use crate::error::Error;
 use crate::kernel::Positions;
 use crate::program::{Content, Entry, Mode, Program, Term};
@@ -15,8 +16,8 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// The whole program: shared nodes count once.
-    pub fn of(program: &Program<'_>) -> Self {
+    /// The whole program: shared nodes count once. `one_side`: leaves may have one side expanded (contraction D, by BLAS).
+    pub fn of(program: &Program<'_>, one_side: bool) -> Self {
         let pairs = if program.all_pairs {
             (program.outputs as u128).pow(2)
         } else {
@@ -30,6 +31,10 @@ impl Cost {
         let mut counted = vec![false; program.nodes.len()];
         let mut flops = 0;
         for term in &program.terms {
+            if let Some(leaf) = OneSide::of(program, term).filter(|_| one_side) {
+                flops += 2 * leaf.multiply_adds();
+                continue;
+            }
             for index in term_nodes(term).into_iter().flatten() {
                 if !counted[index] {
                     counted[index] = true;
@@ -44,11 +49,16 @@ impl Cost {
         Self { plan: "", flops }
     }
 
-    /// Each leaf alone.
+    /// Each leaf alone; `one_side` as in [`Cost::of`].
     ///
     /// # Errors
     /// As [`Program::lower`].
-    pub fn of_leaves(entries: &[Entry<'_>], r: usize, mode: &Mode) -> Result<Vec<Self>, Error> {
+    pub fn of_leaves(
+        entries: &[Entry<'_>],
+        r: usize,
+        mode: &Mode,
+        one_side: bool,
+    ) -> Result<Vec<Self>, Error> {
         let one = |entry: &Entry<'_>| {
             let program = Program::lower(core::slice::from_ref(entry), r, mode)?;
             let tables = program.nodes.iter().any(|n| matches!(n.rows, Content::Table(_)));
@@ -56,7 +66,9 @@ impl Cost {
                 Term::Positions(term) => term.positions * term.groups > 1,
                 _ => false,
             });
+            let split = program.terms.iter().any(|term| OneSide::of(&program, term).is_some());
             let plan = match (program.terms.first(), tables, pairs) {
+                _ if split && one_side => "one-side",
                 (_, true, _) => "expand",
                 (_, _, true) => "pairs",
                 (Some(Term::Match { .. }), ..) => "match",
@@ -65,7 +77,7 @@ impl Cost {
                 }
                 _ => "product",
             };
-            Ok(Self { plan, ..Self::of(&program) })
+            Ok(Self { plan, ..Self::of(&program, one_side) })
         };
         entries.iter().map(one).collect()
     }

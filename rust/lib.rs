@@ -13,6 +13,7 @@
 //! | module | part |
 //! |---|---|
 //! | [`program`] | leaves to nodes and terms |
+//! | [`contraction`] | the order of a leaf's contraction |
 //! | [`schedule`] | terms to passes and groups |
 //! | [`plan`] | blocks and bytes, from a memory limit |
 //! | [`cost`] | flops |
@@ -30,6 +31,7 @@
 #[allow(unsafe_code, reason = "pointers into SciPy's BLAS, and its calls")]
 pub mod blas;
 pub mod block;
+pub mod contraction;
 pub mod cost;
 pub mod error;
 pub mod gemm;

@@ -12,6 +12,7 @@
 //! Leaves whose arrays are the same (the same memory or the same content) share a node. Sharing, like everything that the schedule
 //! does later, changes no bits: a node is the same chain wherever it is computed.
 
+use crate::contraction::{Contraction, contraction};
 use crate::error::Error;
 use crate::kernel::{PanelShape, Part, Positions, Reduce, Source, Table, View};
 
@@ -458,34 +459,5 @@ impl<'a> Lower<'_, 'a> {
         let (rows, cols) = (source(rows), cols.map(|parts| source(parts)));
         self.program.plain.push(PlainSpec { rows, cols, outputs, k });
         self.program.plain.len() - 1
-    }
-}
-
-/// How a matrix leaf is contracted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Contraction {
-    /// Plan A: Gram tiles of the factors, for every pair of positions.
-    Pairs,
-    /// Plan B: the table of each example, then one Gram tile.
-    Expand,
-}
-
-/// The cheaper plan by flops per pair of examples, from the leaf's shapes alone (a plan changes bits): A `T^2 (d_in + R^2 d_out)`,
-/// B `R^2 d_in d_out`, each `G` times. These are the two orders of Novak et al. 2022 that treat both examples alike.
-pub fn contraction(
-    groups: usize,
-    positions: usize,
-    d_in: usize,
-    d_out: usize,
-    outputs: usize,
-) -> Contraction {
-    let wide = |x: usize| x as u128;
-    let squares = wide(outputs) * wide(outputs);
-    let pairs = wide(positions).pow(2) * (wide(d_in) + squares * wide(d_out));
-    let expand = squares * wide(d_in) * wide(d_out);
-    if positions > 1 && groups > 0 && expand < pairs {
-        Contraction::Expand
-    } else {
-        Contraction::Pairs
     }
 }

@@ -77,7 +77,8 @@ def leaf_steps(leaf, kc=KC):
     pairs = chain(d_in, kc) + chain(d_out, kc) + 1 + _sum_of(t * t, kc)
     # Each side's table is formed first: t products a side, then one long inner product.
     expanded = 2 * chain(t, kc) + chain(d_in * d_out, kc)
-    return (pairs if t == 1 else max(pairs, expanded)) + _sum_of(g, kc)
+    one_side = chain(t, kc) + chain(d_in, kc) + chain(t * d_out, kc)
+    return (pairs if t == 1 else max(pairs, expanded, one_side)) + _sum_of(g, kc)
 
 
 def _sum_of(terms, kc):

@@ -246,7 +246,7 @@ fn a_bias_beside_its_weight_costs_no_flops() {
     let cases = cases(4, 1, Array::rough);
     let entries: Vec<_> = cases.iter().map(Case::entry).collect();
     let flops = |entries: &[Entry<'_>]| {
-        Cost::of(&Program::lower(entries, 1, &Mode::AsIs).expect("one kind a leaf")).flops
+        Cost::of(&Program::lower(entries, 1, &Mode::AsIs).expect("one kind a leaf"), false).flops
     };
     assert_eq!(
         flops(&entries[..2]),

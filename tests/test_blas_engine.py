@@ -43,6 +43,36 @@ def test_cross_kernels_are_within_their_bound(rng, outputs):
     check(kernel, left, other=right, outputs=outputs)
 
 
+def many_outputs(rng, n, *, t=5, rows=40, dtype="float32", groups=None):
+    """Return factors for which one side's gradient is expanded: few positions, many outputs."""
+    return entk.Factors({"w": outer(rng, n, rows, groups, t, 24, 24, dtype)})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("groups", [None, 2])
+def test_one_side_expanded_is_within_its_bound(rng, groups, dtype):
+    factors = many_outputs(rng, 23, groups=groups, dtype=dtype)
+    assert "one side" in entk.plan(factors, engine="blas").leaves[0].contraction
+    kernel = entk.assemble(factors, engine="blas", threads=2)
+    check(kernel, factors)
+    assert_same_bits(kernel, kernel.T)
+
+
+def test_one_side_expanded_takes_sides_of_other_lengths(rng):
+    left, right = many_outputs(rng, 4, t=7), many_outputs(rng, 9, t=5)
+    assert "one side" in entk.plan(left, right, engine="blas").leaves[0].contraction
+    check(entk.assemble(left, right, engine="blas"), left, other=right)
+
+
+def test_one_side_expanded_costs_fewer_flops_than_the_fused_engine_says(rng):
+    factors = many_outputs(rng, 3)
+    t, rows, d = 5, 40, 24
+    one_side = 2 * t * rows * d * (d + rows)
+    assert entk.plan(factors, engine="blas").flops == one_side * 3 * 4 // 2
+    assert entk.plan(factors).flops >= 2 * one_side * 3 * 4 // 2
+    assert "one side" not in entk.plan(factors, outputs="trace", engine="blas").leaves[0].contraction
+
+
 @pytest.mark.parametrize("accumulate", ["float32", "float64"])
 def test_wide_leaves_are_multiplied_in_chunks(rng, accumulate):
     factors = family("F4-non-negative", rng, 40, 1000, 300)
@@ -201,6 +231,16 @@ def test_p11_a_wrong_product_is_found_and_the_fused_engine_takes_over(
 ):
     monkeypatch.setattr(_blas, "published", lambda: damaged(damage))
     factors = one_leaf(kind, rng, 30, dtype=dtype)
+    with pytest.warns(RuntimeWarning, match='wrong product.*engine="fused"'):
+        kernel = entk.assemble(factors, engine="blas", threads=1)
+    assert_same_bits(kernel, entk.assemble(factors))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_p11_a_wrong_product_is_found_where_one_side_is_expanded(rng, monkeypatch, damage, dtype):
+    monkeypatch.setattr(_blas, "published", lambda: damaged(damage))
+    factors = many_outputs(rng, 6, dtype=dtype)
     with pytest.warns(RuntimeWarning, match='wrong product.*engine="fused"'):
         kernel = entk.assemble(factors, engine="blas", threads=1)
     assert_same_bits(kernel, entk.assemble(factors))

@@ -19,7 +19,7 @@ __all__ = [
     "TileSink",
     "__version__",
     "assemble",
-    "blas_bytes",
+    "blas_plan",
     "crc32c",
     "crc32c_combine",
     "fma_peak",
@@ -66,7 +66,9 @@ def multiply(
     v: NDArray[Any],
     y: NDArray[Any],
 ) -> None: ...
-def blas_bytes(rows: list[_Leaf], cols: list[_Leaf] | None, options: Mapping[str, Any]) -> int: ...
+def blas_plan(
+    rows: list[_Leaf], cols: list[_Leaf] | None, options: Mapping[str, Any]
+) -> dict[str, Any]: ...
 def scan(array: _Array, threads: int) -> tuple[list[int] | None, list[int], float]: ...
 def instruction_sets() -> list[str]: ...
 def usable_cores() -> int: ...

@@ -18,6 +18,7 @@ _WORDS = {
     "gram": "one Gram",
     "pairs": "A: pairs of positions",
     "expand": "B: expanded per tile",
+    "one-side": "D: one side expanded",
     "match": "ids that meet",
 }
 
@@ -252,7 +253,9 @@ def core_plan(
     try:
         planned = _core.plan(rows, cols, options)
         if engine == "blas":
-            planned["bytes"] = max(planned["bytes"], _core.blas_bytes(rows, cols, options))
+            fallback = planned["bytes"]
+            planned |= _core.blas_plan(rows, cols, options)
+            planned["bytes"] = max(planned["bytes"], fallback)
         return planned
     except MemoryLimitError as error:
         needs, what = getattr(error, "needs", None), getattr(error, "what", "")

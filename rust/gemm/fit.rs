@@ -1,6 +1,7 @@
 //! How a problem is cut.
 
-use super::{OVERHEAD, SIDE, TABLE_CHUNK, lookup_terms};
+use super::{OVERHEAD, SIDE, TABLE_CHUNK, lookup_terms, one_side};
+use crate::contraction::OneSide;
 use crate::error::Error;
 use crate::kernel::{KC, Positions};
 use crate::plan::{Blocks, Sizes};
@@ -29,7 +30,7 @@ pub fn fit(program: &Program<'_>, sizes: Sizes) -> Result<Fit, Error> {
         let bytes = worker_bytes(program, sizes, side);
         for threads in [sizes.threads, 1] {
             let bytes = bytes * threads as u128;
-            if bytes <= sizes.limit && (side >= 16 || threads == 1) {
+            if bytes <= sizes.limit && (side * kept >= 16 || threads == 1) {
                 return Ok(Fit { side, threads, bytes });
             }
         }
@@ -53,12 +54,16 @@ fn worker_bytes(program: &Program<'_>, sizes: Sizes, side: usize) -> u128 {
     let planes = if program.all_pairs { 1 } else { wide(program.outputs.max(1)) };
     let looked_up = lookup_terms(program).is_some();
     let squares = (planes * if looked_up { 2 } else { 1 } + 2) * square;
-    let panels = program.terms.iter().map(|term| match term {
+    let both_alike = |term: &Term| match term {
         Term::Positions(Positions { acts: Some(acts), cots, .. }) => {
             let elements = |&node: &usize| program.nodes[node].elements();
             2 * wide(side) * wide([*acts, *cots].iter().map(elements).sum())
         }
         _ => 2 * wide(side * kept) * wide(TABLE_CHUNK.max(widest_row(program))),
+    };
+    let panels = program.terms.iter().map(|term| match OneSide::of(program, term) {
+        Some(leaf) => one_side::elements(&leaf, side),
+        None => both_alike(term),
     });
     let scratch = program.nodes.iter().map(|node| match &node.rows {
         Content::Table(table) => wide((TABLE_CHUNK + 2 * table.d_out + 4 * KC) * KC),

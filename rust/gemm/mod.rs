@@ -9,6 +9,7 @@
 //! acc  += weight * gram * other
 //! ```
 //!
+//! Leaves with positions and many outputs for which that is cheaper have the gradients of one side expanded (`one_side.rs`).
 //! Look-ups, which are no products of matrices, come from the fused kernel, block by block.
 //!
 //! **Precision.** Features are multiplied in chunks of [`KC`], so the chains are no longer than the fused kernel's, but their order is BLAS's
@@ -21,6 +22,7 @@
 
 mod check;
 mod fit;
+mod one_side;
 mod sink;
 mod terms;
 
@@ -35,6 +37,7 @@ use self::sink::Sink;
 use self::terms::{add, add_product, parts};
 use crate::blas::Multiply;
 use crate::block::Cut;
+use crate::contraction::OneSide;
 use crate::error::Error;
 use crate::kernel::{Isa, Positions, Real};
 use crate::plan::Blocks;
@@ -85,6 +88,8 @@ pub fn lookup_terms<'a>(program: &Program<'a>) -> Option<Program<'a>> {
 struct Block {
     rows: Range<usize>,
     cols: Range<usize>,
+    /// Whether only the lower half is wanted.
+    diagonal: bool,
 }
 
 /// What one worker keeps.
@@ -132,7 +137,8 @@ impl<F: Real> Engine<'_, F> {
         let mut blocks = Vec::new();
         for i in parts(rows, self.side) {
             for j in parts(cols, self.side).filter(|j| !square || j.start <= i.start) {
-                blocks.push(Block { rows: i.clone(), cols: j });
+                let diagonal = square && i == j;
+                blocks.push(Block { rows: i.clone(), cols: j, diagonal });
             }
         }
         let sink =
@@ -195,6 +201,10 @@ impl<F: Real> Engine<'_, F> {
             }
             for (index, &outputs) in planes.iter().enumerate() {
                 let at = index * area..(index + 1) * area;
+                if let Some(leaf) = OneSide::of(self.program, term) {
+                    self.one_side(worker, block, &leaf)?;
+                    continue;
+                }
                 match *term {
                     Term::Gram { node, weight }
                     | Term::Positions(Positions { acts: None, cots: node, weight, .. }) => {

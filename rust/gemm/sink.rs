@@ -28,7 +28,7 @@ impl Sink<'_> {
         let (m, n) = (block.rows.len() * kept, block.cols.len() * kept);
         let (row, col) =
             ((block.rows.start - self.origin.0) * kept, (block.cols.start - self.origin.1) * kept);
-        let diagonal = self.mirror && block.rows == block.cols;
+        let diagonal = block.diagonal;
         let mut finite = true;
         let mut line = Vec::new();
         for (plane, acc) in worker.acc.chunks_exact_mut((m * n).max(1)).enumerate() {

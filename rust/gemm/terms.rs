@@ -27,7 +27,7 @@ impl<F: Real> Engine<'_, F> {
         let (m, n) = (block.rows.len() * outputs.count, block.cols.len() * outputs.count);
         gram.clear();
         gram.resize(m * n, F::ZERO);
-        let mut check = Check::new(&mut worker.random, m, n);
+        let mut check = Check::new(self.isa, &mut worker.random, m, n);
         for (index, ks) in chunks(node).into_iter().enumerate() {
             let Worker { left, right, random, .. } = worker;
             self.pack(&node.rows, (&block.rows, outputs), ks.clone(), left, random)?;
@@ -91,7 +91,7 @@ impl<F: Real> Engine<'_, F> {
         let positions = table.acts.positions();
         let (mut acts, mut cots) = (vec![F::ZERO; count * KC], vec![F::ZERO; table.d_out * KC]);
         let mut line = vec![F::ZERO; count.max(table.d_out)];
-        let mut check = Check::new(random, count, table.d_out);
+        let mut check = Check::new(self.isa, random, count, table.d_out);
         for t0 in (0..positions).step_by(KC) {
             let width = KC.min(positions - t0);
             for t in 0..width {
@@ -132,9 +132,6 @@ impl<F: Real> Engine<'_, F> {
         let Worker { acc, gram, other, random, .. } = worker;
         for g in 0..term.groups {
             for tu in 0..term.positions * term.positions {
-                if self.cancel.load(Ordering::Relaxed) {
-                    return Err(Error::Cancelled);
-                }
                 let unit = |t: usize| g * term.positions + t;
                 let (t, u) = (unit(tu / term.positions), unit(tu % term.positions));
                 let view = |panel: usize, rows: usize, k: usize, unit: usize| {
@@ -158,17 +155,26 @@ impl<F: Real> Engine<'_, F> {
         Ok(())
     }
 
-    fn checked(
+    /// `gram = left right^T`, chunk by chunk of features.
+    pub(super) fn checked(
         &self,
         random: &mut u64,
         (left, right): (Rows<'_, F>, Rows<'_, F>),
         gram: &mut Vec<F>,
     ) -> Result<(), Error> {
-        gram.clear();
         gram.resize(left.rows() * right.rows(), F::ZERO);
-        self.blas.product(left, right, false, gram);
-        let mut check = Check::new(random, left.rows(), right.rows());
-        check.add(left, right);
+        if left.features() == 0 {
+            gram.fill(F::ZERO);
+        }
+        let mut check = Check::new(self.isa, random, left.rows(), right.rows());
+        for ks in parts(&(0..left.features()), KC) {
+            let (left, right) = (left.columns(ks.clone()), right.columns(ks.clone()));
+            self.blas.product(left, right, ks.start > 0, gram);
+            check.add(left, right);
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+        }
         self.judge(&check, gram)
     }
 

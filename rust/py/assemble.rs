@@ -104,17 +104,21 @@ pub(super) fn plan<'py>(
         let entries = rows.entries(cols.as_ref())?;
         let program = Program::lower(&entries, options.r, &mode)?;
         let blocks = Blocks::new(&program, options.sizes(&cut))?;
-        Ok((blocks, Cost::of_leaves(&entries, options.r, &mode)?, Cost::of(&program)))
+        Ok((blocks, Cost::of_leaves(&entries, options.r, &mode, false)?, Cost::of(&program, false)))
     };
     let (blocks, leaves, whole) = planned().map_err(|error| memory_error(py, &error))?;
     let plan = PyDict::new(py);
     plan.set_item("block", blocks.side)?;
     plan.set_item("passes", blocks.schedule.passes.len())?;
     plan.set_item("bytes", blocks.bytes)?;
+    set_cost(&plan, leaves, &whole)?;
+    Ok(plan)
+}
+
+pub(super) fn set_cost(plan: &Bound<'_, PyDict>, leaves: Vec<Cost>, whole: &Cost) -> PyResult<()> {
     plan.set_item("flops_per_pair", whole.flops)?;
     let leaves = leaves.into_iter().map(|cost| (cost.plan, cost.flops));
-    plan.set_item("leaves", leaves.collect::<Vec<_>>())?;
-    Ok(plan)
+    plan.set_item("leaves", leaves.collect::<Vec<_>>())
 }
 
 /// Assemble a cut of a kernel into `out`, a uint8 array `[plane, row, column, byte]`. Returns whether all entries are finite.
@@ -138,7 +142,7 @@ pub(super) fn assemble<'py>(
     let entries = rows.entries(cols.as_ref()).map_err(fail)?;
     let program = Program::lower(&entries, options.r, &mode).map_err(fail)?;
     let sizes = options.sizes(&cut);
-    let work = Cost::of(&program).flops * sizes.rows as u128 * sizes.cols as u128;
+    let work = Cost::of(&program, false).flops * sizes.rows as u128 * sizes.cols as u128;
     let threads = if work < SHORT { 1 } else { options.threads };
     let blocks = Blocks::new(&program, Sizes { threads, ..sizes }).map_err(fail)?;
     let (cancel, done) = (AtomicBool::new(false), AtomicU64::new(0));

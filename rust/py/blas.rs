@@ -6,11 +6,12 @@ use std::sync::{Mutex, PoisonError};
 
 use numpy::{PyArrayDyn, PyArrayMethods};
 use pyo3::prelude::*;
-use pyo3::types::{PyCapsule, PyCapsuleMethods, PyList};
+use pyo3::types::{PyCapsule, PyCapsuleMethods, PyDict, PyList};
 
-use super::assemble::{Options, hold, memory_error, watched};
+use super::assemble::{Options, hold, memory_error, set_cost, watched};
 use super::error::to_python;
 use crate::blas::{Multiply, Published};
+use crate::cost::Cost;
 use crate::error::Error;
 use crate::gemm::{Engine, Fit, fit, lookup_terms};
 use crate::kernel::{MR_F32, MR_F64, Real};
@@ -123,20 +124,25 @@ impl<'py> Run<'_, 'py> {
     }
 }
 
-/// Most bytes that [`Blas::assemble`] adds besides the result.
+/// Plan [`Blas::assemble`]: the bytes that it adds besides the result, and flops.
 #[pyfunction]
-pub(super) fn blas_bytes<'py>(
+pub(super) fn blas_plan<'py>(
     py: Python<'py>,
     rows: &Bound<'py, PyList>,
     cols: Option<&Bound<'py, PyList>>,
     options: Options,
-) -> PyResult<u128> {
+) -> PyResult<Bound<'py, PyDict>> {
     let (rows, cols) = hold(rows, cols)?;
-    let planned = || -> Result<u128, Error> {
+    let planned = || -> Result<_, Error> {
         let (mode, cut) = (options.mode()?, options.cut()?);
         let entries = rows.entries(cols.as_ref())?;
         let program = Program::lower(&entries, options.r, &mode)?;
-        Ok(fit(&program, options.sizes(&cut))?.bytes)
+        let bytes = fit(&program, options.sizes(&cut))?.bytes;
+        Ok((bytes, Cost::of_leaves(&entries, options.r, &mode, true)?, Cost::of(&program, true)))
     };
-    planned().map_err(|error| memory_error(py, &error))
+    let (bytes, leaves, whole) = planned().map_err(|error| memory_error(py, &error))?;
+    let plan = PyDict::new(py);
+    plan.set_item("bytes", bytes)?;
+    set_cost(&plan, leaves, &whole)?;
+    Ok(plan)
 }

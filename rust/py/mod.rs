@@ -13,7 +13,7 @@ mod store;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     store::register(module)?;
     module.add_class::<blas::Blas>()?;
-    module.add_function(wrap_pyfunction!(blas::blas_bytes, module)?)?;
+    module.add_function(wrap_pyfunction!(blas::blas_plan, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("KERNEL_ABI", crate::kernel::KERNEL_ABI)?;
     module.add("KC", crate::kernel::KC)?;
