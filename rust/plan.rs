@@ -4,7 +4,7 @@
 //! in `program.rs`, from shapes alone.
 
 use crate::error::Error;
-use crate::kernel::NR;
+use crate::kernel::{EXPAND_FEATURES, NR};
 use crate::program::{Content, Program};
 use crate::schedule::{Pass, Schedule, pairs_of_sweep};
 
@@ -132,16 +132,16 @@ fn halve(side: usize) -> usize {
 
 /// Elements that one worker needs to expand tables.
 fn expand_elements(program: &Program<'_>, schedule: &Schedule) -> usize {
-    let of_node = |pass: &Pass, node: usize| match &program.nodes[node].rows {
+    let of_node = |node: usize| match &program.nodes[node].rows {
         Content::Rows(_) => 0,
         Content::Table(table) => {
             let positions = table.groups * table.positions;
             let widest = table.d_in.max(table.d_out);
-            let slice = pass.slice.as_ref().map_or(table.k(), ExactSizeIterator::len);
-            16 * (positions * (table.d_in + table.d_out + NR + widest) + slice)
+            let part = EXPAND_FEATURES.max(table.d_out);
+            16 * (positions * (table.d_in + table.d_out + NR + widest) + part)
         }
     };
-    let of_pass = |pass: &Pass| pass.nodes.iter().map(|&n| of_node(pass, n)).max().unwrap_or(0);
+    let of_pass = |pass: &Pass| pass.nodes.iter().map(|&node| of_node(node)).max().unwrap_or(0);
     schedule.passes.iter().map(of_pass).max().unwrap_or(0)
 }
 

@@ -51,7 +51,8 @@ def assert_one_result(rng, factors, **options):
 def test_p1_the_kinds_of_leaves_meet_every_contraction(rng):
     """A contraction that no test meets has bits that no test holds."""
     met = {leaf.contraction for leaf in entk.plan(every_leaf(rng)).leaves}
-    assert met == set(_plan._WORDS.values())
+    # One side expanded is for `engine="blas"`, which promises no bits.
+    assert met == set(_plan._WORDS.values()) - {_plan._WORDS["one-side"]}
 
 
 @pytest.mark.parametrize("n", SIZES)

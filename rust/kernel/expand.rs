@@ -13,6 +13,9 @@ pub const EXPAND_BLOCK: usize = 48;
 /// Columns of the table that are summed at a time: with the lanes of a row panel the shape of the register tile.
 const OUT: usize = NR;
 
+/// Features of a table that are summed before they are copied into panels: 32 KiB of them.
+pub const EXPAND_FEATURES: usize = 512;
+
 /// The two factors of a leaf and their sizes.
 #[derive(Clone, Debug)]
 pub struct Table<'a> {
@@ -48,24 +51,64 @@ pub(super) fn expand<F: Real, const LANES: usize, const W: usize>(
     panels: &mut [F],
 ) {
     let mut work = Work::<F, LANES>::new(table);
-    let mut wide = vec![[F::ZERO; LANES]; ks.len()];
+    let mut wide = vec![[F::ZERO; LANES]; EXPAND_FEATURES.max(table.d_out)];
     let (panels, _) = panels.as_chunks_mut::<W>();
     let unit = ks.len().max(1);
     for r in 0..table.outputs {
         for block in (0..EXPAND_BLOCK).step_by(LANES) {
             work.fill(table, r, (first + block, end));
-            work.contract(table, &ks, &mut wide);
-            for lane in 0..LANES {
-                let example = block + lane;
-                let at = ((example / W) * table.outputs + r) * unit;
-                if at >= panels.len() {
-                    break;
-                }
-                for (to, from) in panels[at..][..ks.len()].iter_mut().zip(&wide) {
-                    to[example % W] = from[lane];
+            for part in rows_of_table(&ks, table.d_out) {
+                let wide = &mut wide[..part.len()];
+                work.contract(table, &part, wide);
+                for panel in block / W..(block + LANES).div_ceil(W) {
+                    let at = (panel * table.outputs + r) * unit + part.start - ks.start;
+                    if let Some(to) = panels.get_mut(at..at + part.len()) {
+                        copy_lanes(to, panel * W, wide, block);
+                    }
                 }
             }
         }
+    }
+}
+
+/// Features `ks` cut where rows of the table begin.
+fn rows_of_table(ks: &Range<usize>, d_out: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let step = (EXPAND_FEATURES / d_out.max(1)).max(1) * d_out.max(1);
+    let Range { start, end } = *ks;
+    let parts = start / step..end.div_ceil(step);
+    parts.map(move |part| (part * step).max(start)..((part + 1) * step).min(end))
+}
+
+/// Copy the examples that a panel (whose first is `to_first`) and the lanes (whose first is `from_first`) share.
+#[inline(always)]
+fn copy_lanes<F: Real, const LANES: usize, const W: usize>(
+    to: &mut [[F; W]],
+    to_first: usize,
+    from: &[[F; LANES]],
+    from_first: usize,
+) {
+    let start = to_first.max(from_first);
+    let length = (to_first + W).min(from_first + LANES) - start;
+    let at = (start - to_first, start - from_first);
+    match length {
+        2 => copy_run::<F, LANES, W, 2>(to, from, at),
+        4 => copy_run::<F, LANES, W, 4>(to, from, at),
+        6 => copy_run::<F, LANES, W, 6>(to, from, at),
+        8 => copy_run::<F, LANES, W, 8>(to, from, at),
+        16 => copy_run::<F, LANES, W, 16>(to, from, at),
+        _ => (0..length).for_each(|x| copy_run::<F, LANES, W, 1>(to, from, (at.0 + x, at.1 + x))),
+    }
+}
+
+/// `RUN` lanes of every feature: their number is known, so that they move together.
+#[inline(always)]
+fn copy_run<F: Real, const LANES: usize, const W: usize, const RUN: usize>(
+    to: &mut [[F; W]],
+    from: &[[F; LANES]],
+    (to_lane, from_lane): (usize, usize),
+) {
+    for (to, from) in to.iter_mut().zip(from) {
+        to[to_lane..to_lane + RUN].copy_from_slice(&from[from_lane..from_lane + RUN]);
     }
 }
 

@@ -52,7 +52,7 @@ mod write;
 
 pub use arena::Buffer;
 pub(crate) use body::{chain, chain_apart, gram};
-pub use expand::{EXPAND_BLOCK, Table};
+pub use expand::{EXPAND_BLOCK, EXPAND_FEATURES, Table};
 pub(crate) use isa::{Body, on};
 pub use isa::{FloatState, Isa, expand_panels, sweep};
 pub use lookup::{CHUNK, Cross, Match, Merged, MergedChunk, PlainRows};
