@@ -72,6 +72,7 @@ class Line:
     most: float | None = None
     other: object = None
     beside: str = ""
+    repeat: int = 1
 
 
 @contextmanager
@@ -150,7 +151,7 @@ def shared(n):
     weight = {"weight": entk.Outer(acts, cots[0])}
     bias = {"bias": entk.Dense(cots[0])}
     alone, both = Call(entk.Factors(weight)), Call(entk.Factors(weight | bias))
-    yield Line("cost of a bias", alone, most=1.03, other=both, beside="with it")
+    yield Line("cost of a bias", alone, most=1.03, other=both, beside="with it", repeat=5)
     if thread_count(None) > 1:
         factors = random_factors(n, 256, SUM_OF_WIDTHS)
         one, two = (Call(factors, {"threads": count}) for count in (1, 2))
@@ -171,8 +172,7 @@ def measure(line, rounds, threads):
         kept = None
         line.other()
     values, by_cores, in_place, seconds = [], [], [], []
-    for _ in range(rounds):
-        time.sleep(SETTLE_SECONDS)
+    for _ in range(rounds * line.repeat):
         if line.other is None:
             peak = line.call.peak(threads)
             wall, cores = clock(line.call)
@@ -180,6 +180,8 @@ def measure(line, rounds, threads):
             by_cores.append(line.call.flops / cores / (peak / threads))
             in_place.append(line.call.flops / clock(lambda: line.call(kept))[0] / peak)
         else:
+            if not isinstance(line.other, Call):
+                time.sleep(SETTLE_SECONDS)
             wall, _ = clock(line.call)
             values.append(clock(line.other)[0] / wall)
         seconds.append(wall)

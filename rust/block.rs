@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::error::Error;
 use crate::kernel::{Buffer, Isa, Layout, NR, Out, Packed, Real, Region, Sweep, Tile, sweep};
 use crate::plan::{Blocks, STEP};
-use crate::pool;
 use crate::program::Program;
 use crate::schedule::{PAIRS, Pass};
 use crate::side::Side;
+use crate::team::{self, Team};
 
 /// Which entries are wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,10 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`Error::Cancelled`], or [`Error::Allocation`].
     pub fn run<F: Real, const MR: usize>(&self, cut: &Cut) -> Result<bool, Error> {
+        team::with(self.threads, |team| self.run_on::<F, MR>(team, cut))
+    }
+
+    fn run_on<F: Real, const MR: usize>(&self, team: &Team<'_>, cut: &Cut) -> Result<bool, Error> {
         let mut workers = self.workers::<F, MR>()?;
         let finite = AtomicBool::new(true);
         let single = !self.blocks.schedule.keeps_block();
@@ -87,18 +91,18 @@ impl<'a> Call<'a> {
                     Some((range, side)) if range == block.rows => side,
                     spare => {
                         let spare = spare.map(|(_, side)| side);
-                        self.side::<F, MR, MR>(pass, block.rows.clone(), false, spare)?
+                        self.side::<F, MR, MR>(team, pass, (block.rows.clone(), false), spare)?
                     }
                 };
                 let cols = match packed_cols.take() {
                     Some((range, side)) if range == block.cols => side,
                     spare => {
                         let spare = spare.map(|(_, side)| side);
-                        self.side::<F, MR, NR>(pass, block.cols.clone(), true, spare)?
+                        self.side::<F, MR, NR>(team, pass, (block.cols.clone(), true), spare)?
                     }
                 };
                 let pairs = &self.pairs();
-                let job = Job { call: self, cut, block: &block, pass, pairs, write: true };
+                let job = Job { call: self, team, cut, block: &block, pass, pairs, write: true };
                 job.sweep::<F, MR>((&rows, &cols), Kept::none(), &mut workers, &finite);
                 packed = Some((block.rows.clone(), rows));
                 packed_cols = Some((block.cols.clone(), cols));
@@ -109,12 +113,13 @@ impl<'a> Call<'a> {
                     for (index, pass) in passes.iter().enumerate() {
                         let spare = packed.take().map(|(_, side)| side);
                         let rows =
-                            self.side::<F, MR, MR>(pass, block.rows.clone(), false, spare)?;
+                            self.side::<F, MR, MR>(team, pass, (block.rows.clone(), false), spare)?;
                         let spare = packed_cols.take().map(|(_, side)| side);
-                        let cols = self.side::<F, MR, NR>(pass, block.cols.clone(), true, spare)?;
+                        let cols =
+                            self.side::<F, MR, NR>(team, pass, (block.cols.clone(), true), spare)?;
                         let write = index + 1 == passes.len();
                         let pairs = slice::from_ref(&pairs);
-                        let job = Job { call: self, cut, block: &block, pass, pairs, write };
+                        let job = Job { call: self, team, cut, block: &block, pass, pairs, write };
                         let sides = (&rows, &cols);
                         job.sweep::<F, MR>(sides, kept.borrow(), &mut workers, &finite);
                         packed = Some((block.rows.clone(), rows));
@@ -291,6 +296,7 @@ fn macro_tiles<const MR: usize>(block: &Block, side: usize, cut: &Cut) -> Vec<Ma
 
 struct Job<'j, 'a> {
     call: &'j Call<'a>,
+    team: &'j Team<'j>,
     cut: &'j Cut,
     block: &'j Block,
     pass: &'j Pass,
@@ -341,7 +347,7 @@ impl Job<'_, '_> {
         let plain: Vec<_> = rows.plain.iter().zip(&cols.plain).collect();
         let diagonal_only = matches!(self.cut, Cut::Diagonal(_));
         let tasks = self.tasks::<F, MR>(kept);
-        pool::run(workers, tasks, self.call.cancel, |worker, task| {
+        self.team.run(workers, tasks, self.call.cancel, |worker, task| {
             let region = self.region(task.pairs);
             let job = Sweep {
                 groups: &self.pass.groups,

@@ -46,9 +46,6 @@ fn expand(d_in: usize, d_out: usize, outputs: usize) -> u128 {
     (outputs as u128).pow(2) * d_in as u128 * d_out as u128
 }
 
-/// D is taken for at most this part of the multiply-adds of the others: its products are smaller, so they run at a lower rate.
-const WORTH: (u128, u128) = (3, 4);
-
 /// The factors of a leaf on one side of the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Factored<'p, 'a> {
@@ -80,7 +77,7 @@ pub struct OneSide<'p, 'a> {
 }
 
 impl<'p, 'a> OneSide<'p, 'a> {
-    /// The leaf of a term, if D costs at most three quarters of the cheaper of A and B.
+    /// The leaf of a term, if D is cheaper than A and B.
     pub fn of(program: &'p Program<'a>, term: &Term) -> Option<Self> {
         let found = match *term {
             Term::Positions(Positions { acts: None, cots: node, weight, .. }) => {
@@ -96,7 +93,7 @@ impl<'p, 'a> OneSide<'p, 'a> {
         let fits = program.all_pairs && alike(&found.rows) && alike(&found.cols);
         let Self { positions, d_in, d_out, outputs, .. } = found;
         let others = pairs(positions, d_in, d_out, outputs).min(expand(d_in, d_out, outputs));
-        (fits && others > 0 && WORTH.1 * found.each() <= WORTH.0 * others).then_some(found)
+        (fits && found.each() < others).then_some(found)
     }
 
     fn table(node: &'p Node<'a>, weight: f64) -> Option<Self> {

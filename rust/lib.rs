@@ -12,7 +12,8 @@
 //!
 //! | module | part |
 //! |---|---|
-//! | [`program`] | leaves to nodes and terms |
+//! | [`program`] | nodes and terms |
+//! | [`lower`] | leaves to nodes and terms |
 //! | [`contraction`] | the order of a leaf's contraction |
 //! | [`schedule`] | terms to passes and groups |
 //! | [`plan`] | blocks and bytes, from a memory limit |
@@ -38,6 +39,7 @@ pub mod gemm;
 #[allow(unsafe_code, reason = "views, buffers, the result's pointer, and instruction sets")]
 pub mod kernel;
 pub mod limits;
+pub mod lower;
 pub mod plan;
 pub mod pool;
 pub mod products;

@@ -8,9 +8,9 @@ use crate::kernel::{
     Buffer, CHUNK, EXPAND_BLOCK, Isa, Merged, MergedChunk, PanelShape, PlainRows, Real, Source,
     Table, expand_panels, pack_panels,
 };
-use crate::pool;
 use crate::program::Content;
 use crate::schedule::Pass;
+use crate::team::Team;
 
 /// Examples that one packing task takes.
 const PACK_BLOCK: usize = 192;
@@ -29,9 +29,9 @@ impl Call<'_> {
     /// Pack one side of a block for a pass, into the memory of an earlier one where that is large enough.
     pub(crate) fn side<F: Real, const MR: usize, const W: usize>(
         &self,
+        team: &Team<'_>,
         pass: &Pass,
-        range: Range<usize>,
-        cols: bool,
+        (range, cols): (Range<usize>, bool),
         spare: Option<Side<F>>,
     ) -> Result<Side<F>, Error> {
         let nodes = || pass.nodes.iter().map(|&node| &self.program.nodes[node]);
@@ -73,22 +73,28 @@ impl Call<'_> {
             }
         }
         let mut idle = vec![(); self.threads];
-        pool::run(&mut idle, tasks, self.cancel, |(), task| {
+        team.run(&mut idle, tasks, self.cancel, |(), task| {
             task.run::<MR, W>(self.isa, range.end);
         });
-        let merged = pass.lookups.iter().map(|&l| self.merged(l, &range, cols)).collect();
+        let merged = pass.lookups.iter().map(|&l| self.merged(team, l, &range, cols)).collect();
         let plain = pass.plain.iter().map(|&x| self.plain(x, &range, cols)).collect();
         Ok(Side { panels, spans, merged, plain })
     }
 
-    fn merged<F: Real>(&self, lookup: usize, range: &Range<usize>, cols: bool) -> Merged<F> {
+    fn merged<F: Real>(
+        &self,
+        team: &Team<'_>,
+        lookup: usize,
+        range: &Range<usize>,
+        cols: bool,
+    ) -> Merged<F> {
         let spec = &self.program.lookups[lookup];
         let (ids, rows) = spec.cols.as_ref().filter(|_| cols).unwrap_or(&spec.rows);
         let firsts: Vec<usize> = range.clone().step_by(CHUNK).collect();
         let mut chunks: Vec<Option<MergedChunk<F>>> = firsts.iter().map(|_| None).collect();
         let mut idle = vec![(); self.threads];
         let tasks: Vec<_> = firsts.into_iter().zip(&mut chunks).collect();
-        pool::run(&mut idle, tasks, self.cancel, |(), (first, chunk)| {
+        team.run(&mut idle, tasks, self.cancel, |(), (first, chunk)| {
             let examples = (first, (first + CHUNK).min(range.end));
             *chunk = Some(MergedChunk::build(ids, rows, (spec.outputs, spec.k), examples));
         });

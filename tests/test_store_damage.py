@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 import entk
 from cases import mlp
-from entk import _core, _stored, _unfinished
+from entk import _core, _patience, _stored, _unfinished
 from interruptions import FORMATS, TILE, TILES, N, finish, interrupted, listing, plain
 
 
@@ -275,6 +276,33 @@ def test_row_105_an_exception_of_the_callback_passes_and_all_is_tidy(factors, pa
     assert threading.active_count() == before
     assert not Path(f"{path}.partial.lock").exists()
     finish(factors, path)
+
+
+def test_row_105_a_callback_that_hangs_is_named_once(factors, path, monkeypatch, capsys):
+    monkeypatch.setattr(_patience, "SECONDS", 0.05)
+    hung = []
+
+    def report(done, _):
+        if done == 2 and not hung:
+            hung.append(done)
+            time.sleep(0.3)
+
+    entk.assemble(factors, out=path, tile=TILE, progress=report)
+    said = capsys.readouterr().err
+    assert said.count("the progress function has not returned") == 1
+    assert entk.open(path).verify().checked == TILES
+
+
+def test_row_105_a_source_of_batches_that_hangs_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(_patience, "SECONDS", 0.05)
+
+    def slow():
+        yield 1
+        time.sleep(0.3)
+        yield 2
+
+    assert list(_patience.items(slow(), "the source of batches")) == [1, 2]
+    assert capsys.readouterr().err.count("the source of batches has not returned") == 1
 
 
 def test_row_96_ctrl_c_leaves_a_store_that_resumes(factors, path):

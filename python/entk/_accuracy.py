@@ -17,7 +17,7 @@ from entk._floor import ROUNDOFF
 from entk._problem import Cut, Problem
 
 if TYPE_CHECKING:
-    from entk._assemble import Job
+    from entk._job import Job
     from entk._stored import Tiles
     from entk._unfinished import Store
 

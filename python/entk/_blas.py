@@ -19,7 +19,7 @@ from entk._errors import InternalError
 from entk._problem import Cut, raw
 
 if TYPE_CHECKING:
-    from entk._assemble import Job, Report
+    from entk._job import Job, Report
 
 _NARROW, _WIDE = 4, 8
 

@@ -112,7 +112,9 @@ def _check_names(arrays: object) -> None:
 
 def _is_sound(manifest: dict[str, Any]) -> bool:
     n = manifest.get("n")
-    return is_head(manifest) and is_count(n) and all(_is_whole(e, n) for e in manifest["arrays"])
+    meant = isinstance(manifest.get("outputs"), str | int) and is_count(manifest.get("n_outputs"))
+    whole = is_head(manifest) and is_count(n) and all(_is_whole(e, n) for e in manifest["arrays"])
+    return meant and whole
 
 
 def is_head(manifest: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from entk import _core
 from entk._errors import InputError, StoreFormatError, StoreMismatchError
 
 if TYPE_CHECKING:
-    from entk._assemble import Job
+    from entk._job import Job
 
 FORMAT = 1
 # What 100,000 leaves with long names need; see DESIGN.md. What is read is bounded twice: by bytes,

@@ -12,9 +12,10 @@ from scipy.sparse.linalg import LinearOperator
 
 from entk import _assemble, _options, _out, _plan
 from entk._arrays import AnyArray
-from entk._assemble import Job, OutputsLike
+from entk._assemble import OutputsLike
 from entk._errors import InputError, KernelOverflowError
 from entk._factors import FactorsLike
+from entk._job import Job
 from entk._outputs import Outputs
 from entk._problem import Problem
 from entk._products import Products

@@ -15,6 +15,7 @@ import numpy as np
 from entk import _core
 from entk._errors import DTypeError, InputError
 from entk._factors import Factors
+from entk._patience import patient
 
 Progress: TypeAlias = bool | Callable[[int, int], object]
 
@@ -142,6 +143,6 @@ def reporting(progress: object) -> Iterator[Callable[[int, int], object] | None]
         with Bar(sys.stderr) as bar:
             yield bar
     elif callable(progress):
-        yield progress
+        yield patient(progress, "the progress function")
     else:
         raise InputError(f"progress must be True, False or a function (got {progress!r})")

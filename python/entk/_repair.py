@@ -128,8 +128,8 @@ def _job_of(
     threads: Any,
 ) -> Any:
     """Return the job whose kernel a manifest describes, with factors from the caller."""
-    from entk._assemble import Job
     from entk._factors import as_factors
+    from entk._job import Job
 
     rows = as_factors(factors)
     if outputs is None:

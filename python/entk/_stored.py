@@ -27,7 +27,7 @@ from entk._unfinished import Store
 from entk._watch import Watch
 
 if TYPE_CHECKING:
-    from entk._assemble import Bad, Job
+    from entk._job import Bad, Job
     from entk._kernel import Kernel
     from entk._plan import Plan
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,6 +23,11 @@ _EXACT = {"float32": 24, "float64": 53}
 _SMALLEST = {"float32": 1e-38, "float64": 2.2250738585072014e-308}
 # Bytes looked at in one call of the core, some 20 ms: between two of them Ctrl-C is heard.
 _LOOK = 1 << 27
+
+# First place that is not finite, all such examples, and the largest magnitude.
+_Found: TypeAlias = "tuple[list[int] | None, list[int], float]"
+# Which part it is of, the part, its first row, the rows.
+_Piece: TypeAlias = "tuple[int, Part, int, AnyArray]"
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ def scan(
     """
     bad: set[int] = set()
     largest = {}
+    looks = iter(_look_at(_value_parts(factors, names), threads, stop=nonfinite == "raise"))
     for name in names:
         leaf = factors[name]
         where = f"layer {name!r}{side}"
@@ -65,7 +73,7 @@ def scan(
                 if part.word == IDS:
                     _check_ids(part, leaf, where)
                     continue
-                place, examples, top = _scan_part(part, threads)
+                place, examples, top = next(looks)
                 if place is not None and nonfinite == "raise":
                     raise _not_finite(where, part, place, len(examples))
                 bad.update(examples)
@@ -76,31 +84,58 @@ def scan(
     return Values(np.array(sorted(bad), np.intp), largest)
 
 
-def _scan_part(part: Part, threads: int) -> tuple[list[int] | None, list[int], float]:
-    """Return the first place that is not finite, all such examples, and the largest magnitude."""
-    array = part.host.array
-    step = max(1, _LOOK // max(1, array[:1].nbytes))
-    first: list[int] | None = None
-    examples: list[int] = []
-    top = 0.0
-    for start in range(0, len(array), step):
-        place, found, largest = _scan_rows(part.host, array[start : start + step], threads)
+def _value_parts(factors: Factors, names: list[str]) -> Iterator[Part]:
+    for name in names:
+        leaf = factors[name]
+        for one in leaf._uses if isinstance(leaf, Tied) else (leaf,):
+            yield from (part for part in one._parts if part.word != IDS)
+
+
+def _look_at(parts: Iterable[Part], threads: int, *, stop: bool) -> list[_Found]:
+    """Return what the parts hold, in order; with `stop` up to the first bad one, at least.
+
+    Rows are looked at some `_LOOK` bytes at a time, of however many arrays.
+    """
+    found: list[_Found] = []
+    pieces: list[_Piece] = []
+    room, bad = _LOOK, False
+    for part in parts:
+        if bad and stop:
+            break
+        found.append((None, [], 0.0))
+        array = part.host.array
+        each = max(1, array[:1].nbytes)
+        start = 0
+        while start < len(array):
+            rows = array[start : start + max(1, room // each)]
+            pieces.append((len(found) - 1, part, start, rows))
+            start, room = start + len(rows), room - rows.nbytes
+            if room < each:
+                bad |= _join(found, pieces, threads)
+                pieces, room = [], _LOOK
+    _join(found, pieces, threads)
+    return found
+
+
+def _join(found: list[_Found], pieces: list[_Piece], threads: int) -> bool:
+    """Add what the pieces hold; return whether something is not finite."""
+    scans = _core.scan([_spread(part, rows) for _, part, _, rows in pieces], threads)
+    for (index, _, start, rows), (place, bad, top) in zip(pieces, scans, strict=True):
+        first, examples, largest = found[index]
         if first is None and place is not None:
-            first = [start + place[0], *place[1:]]
-        examples += [start + example for example in found]
-        top = max(top, largest)
-    return first, examples, top
+            first = [start + place[0], *place[6 - rows.ndim :]]
+        found[index] = (
+            first,
+            examples + [start + example for example in bad],
+            max(largest, top),
+        )
+    return any(place is not None for place, _, _ in scans)
 
 
-def _scan_rows(
-    host: Host, array: AnyArray, threads: int
-) -> tuple[list[int] | None, list[int], float]:
+def _spread(part: Part, array: AnyArray) -> tuple[Any, str, bool]:
     # The core wants five axes: examples first, features last, the others between.
-    shape = (array.shape[0], *(1,) * (5 - array.ndim), *array.shape[1:])
     spread = np.expand_dims(array, tuple(range(1, 6 - array.ndim)))
-    assert spread.shape == shape, "an axis was lost"
-    place, examples, top = _core.scan((raw(spread), host.dtype, not array.dtype.isnative), threads)
-    return (None if place is None else [place[0], *place[6 - array.ndim :]]), examples, top
+    return raw(spread), part.host.dtype, not array.dtype.isnative
 
 
 def _not_finite(where: str, part: Part, place: list[int], count: int) -> NonFiniteError:

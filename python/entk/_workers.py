@@ -30,7 +30,7 @@ from entk._errors import EntkError, StoreError, StoreMismatchError, WorkerLostEr
 from entk._factors import Factors
 
 if TYPE_CHECKING:
-    from entk._assemble import Bad, Job
+    from entk._job import Bad, Job
     from entk._outputs import Outputs
 
 _TRIES = 3
@@ -105,7 +105,7 @@ def _open(task: Task) -> _Open:
 
 
 def _job(task: Task) -> Job:
-    from entk._assemble import Job
+    from entk._job import Job
     from entk._problem import Problem
 
     other = None if task.other is None else _factor_store.open_factors(task.other, verify=False)

@@ -175,7 +175,7 @@ pub fn pack_panels<F: Real, const W: usize>(
     (r0, ks): (usize, Range<usize>),
     panels: &mut [F],
 ) {
-    const BLOCK: usize = 64;
+    const BLOCK: usize = 256;
     let mut rows = [[F::ZERO; BLOCK]; W];
     let units = shape.units();
     let (panels, _) = panels.as_chunks_mut::<W>();

@@ -64,21 +64,20 @@ impl Scan {
 /// Whether some value is not finite, and the largest finite magnitude.
 fn summary<F: Real>(values: &[F]) -> (bool, f64) {
     const LANES: usize = 16;
-    let mut lanes = [F::ZERO; LANES];
+    let (mut lanes, mut wrong) = ([F::ZERO; LANES], [F::ZERO; LANES]);
     let (chunks, rest) = values.as_chunks::<LANES>();
-    let mut wrong = F::ZERO;
+    let mut look = |lane: usize, value: F| {
+        // Zero times infinity, and anything with NaN, is NaN; finite values leave a zero.
+        wrong[lane] = wrong[lane].plus(value.times(F::ZERO));
+        lanes[lane] = lanes[lane].larger(value.magnitude());
+    };
     for chunk in chunks {
-        for (lane, &value) in lanes.iter_mut().zip(chunk) {
-            // Zero times infinity, and anything with NaN, is NaN; finite values leave a zero.
-            wrong = wrong.plus(value.times(F::ZERO));
-            *lane = lane.larger(value.magnitude());
+        for lane in 0..LANES {
+            look(lane, chunk[lane]);
         }
     }
-    for &value in rest {
-        wrong = wrong.plus(value.times(F::ZERO));
-        lanes[0] = lanes[0].larger(value.magnitude());
-    }
-    let bad = wrong != F::ZERO;
+    rest.iter().enumerate().for_each(|(lane, &value)| look(lane, value));
+    let bad = wrong != [F::ZERO; LANES];
     let finite = lanes.into_iter().filter(|x| x.below_infinity());
     (bad, finite.map(Real::to_f64).fold(0.0, f64::max))
 }

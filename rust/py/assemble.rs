@@ -255,33 +255,42 @@ pub(super) fn hold<'py>(
     Ok((HeldLeaves::extract(rows)?, cols.map(HeldLeaves::extract).transpose()?))
 }
 
-/// Scan an array `(bytes, dtype, swapped)`: `(first bad place or None, bad examples, largest magnitude)`.
+/// Scan arrays `(bytes, dtype, swapped)`: of each `(first bad place or None, bad examples, largest magnitude)`.
 #[pyfunction]
 #[allow(clippy::type_complexity, reason = "a plain tuple for Python")]
 pub(super) fn scan<'py>(
     py: Python<'py>,
-    array: &Bound<'py, PyAny>,
+    arrays: Vec<Bound<'py, PyAny>>,
     threads: usize,
-) -> PyResult<(Option<Vec<usize>>, Vec<usize>, f64)> {
-    let held = Held::extract(array)?;
-    let view = held.view().map_err(|error| to_python(py, &error))?;
-    let scan = py.detach(|| scan_view(&view, threads));
-    Ok((scan.first.map(|place| place.to_vec()), scan.examples, scan.largest))
+) -> PyResult<Vec<(Option<Vec<usize>>, Vec<usize>, f64)>> {
+    let held = arrays.iter().map(Held::extract).collect::<PyResult<Vec<_>>>()?;
+    let views = held.iter().map(Held::view).collect::<Result<Vec<_>, Error>>();
+    let views = views.map_err(|error| to_python(py, &error))?;
+    let scans = py.detach(|| scan_views(&views, threads));
+    let plain = |scan: Scan| (scan.first.map(|at| at.to_vec()), scan.examples, scan.largest);
+    Ok(scans.into_iter().map(plain).collect())
 }
 
-fn scan_view(view: &View<'_>, threads: usize) -> Scan {
-    let [n, r, g, t, k] = view.shape();
-    let each = (r * g * t * k).max(1);
-    let step = (1_usize << 18).div_ceil(each);
-    let firsts: Vec<usize> = (0..n).step_by(step).collect();
-    let mut parts = vec![Scan::default(); firsts.len()];
-    let mut idle = vec![(); if n * each < 1 << 20 { 1 } else { threads }];
-    let tasks: Vec<_> = firsts.into_iter().zip(&mut parts).collect();
-    pool::run(&mut idle, tasks, &AtomicBool::new(false), |(), (first, part)| {
-        *part = Scan::of(view, first, (first + step).min(n));
+/// Elements of a task of a scan, and those below which one thread does it all.
+const SCAN_TASK: usize = 1 << 18;
+const SCAN_SHORT: usize = 1 << 21;
+
+fn scan_views(views: &[View<'_>], threads: usize) -> Vec<Scan> {
+    let mut tasks = Vec::new();
+    for (index, view) in views.iter().enumerate() {
+        let [n, rest @ ..] = view.shape();
+        let step = SCAN_TASK.div_ceil(rest.iter().product::<usize>().max(1));
+        tasks.extend((0..n).step_by(step).map(|first| (index, first, (first + step).min(n))));
+    }
+    let elements: usize = views.iter().map(|view| view.shape().iter().product::<usize>()).sum();
+    let mut parts = vec![Scan::default(); tasks.len()];
+    let mut idle = vec![(); if elements < SCAN_SHORT { 1 } else { threads }];
+    let work = tasks.iter().zip(&mut parts).collect();
+    pool::run(&mut idle, work, &AtomicBool::new(false), |(), (&(index, first, end), part)| {
+        *part = Scan::of(&views[index], first, end);
     });
-    let mut whole = Scan::default();
-    parts.into_iter().for_each(|part| whole.join(part));
+    let mut whole = vec![Scan::default(); views.len()];
+    tasks.iter().zip(parts).for_each(|(&(index, ..), part)| whole[index].join(part));
     whole
 }
 

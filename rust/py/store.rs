@@ -15,7 +15,8 @@ use crate::store::npy::{self, NpySink};
 use crate::store::npy_read::NpyReader;
 use crate::store::sink::{Batch, Paths, sidecar};
 use crate::store::vfs::Disk;
-use crate::store::zarr::{self, ZarrSink};
+use crate::store::zarr::ZarrSink;
+use crate::store::zarr_layout;
 use crate::store::zarr_read::ZarrReader;
 use crate::store::{Fault, Grid, Reader, Sink, Triangle, header, safetensors};
 
@@ -106,7 +107,7 @@ impl Layout {
 
     /// Metadata of the Zarr array.
     fn array_json(&self) -> String {
-        zarr::array_json(&self.grid)
+        zarr_layout::array_json(&self.grid)
     }
 }
 

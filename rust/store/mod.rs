@@ -38,6 +38,7 @@ pub mod safetensors;
 pub mod sink;
 pub mod vfs;
 pub mod zarr;
+pub mod zarr_layout;
 pub mod zarr_read;
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use super::grid::{Grid, Unit};
 use super::npy_read::{halves_differ, patiently, sums_agree};
 use super::sink::{Reader, STRIP, transposed, with_room};
 use super::vfs::{How, Vfs, parent, read_exact};
-use super::zarr::{ARRAY, METADATA, SUM, array_json, chunk_key, chunk_path, plain_dir, scan};
+use super::zarr_layout::{
+    ARRAY, METADATA, SUM, array_json, chunk_key, chunk_path, plain_dir, scan,
+};
 
 /// Bytes of a chunk that are read at a time.
 const BLOCK: usize = 1 << 18;

@@ -9,7 +9,7 @@ use entk::store::lock::Lock;
 use entk::store::log::{Log, RECORD};
 use entk::store::power::Power;
 use entk::store::vfs::{Disk, How, Vfs, write_all};
-use entk::store::zarr::array_json;
+use entk::store::zarr_layout::array_json;
 use entk::store::zarr_read::ZarrReader;
 use entk::store::{Fault, Grid, Reader, Triangle, header, safetensors};
 

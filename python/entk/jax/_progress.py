@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from entk._errors import InputError
+from entk._patience import patient
 
 
 class Report:
@@ -22,7 +23,7 @@ class Report:
         self._bar: Any = None
         self._call: Callable[[int, int], None] | None = None
         if callable(progress):
-            self._call = progress
+            self._call = patient(progress, "the progress function")
         elif not isinstance(progress, bool):
             raise InputError(f"progress must be True, False or a function (got {progress!r})")
         elif progress:

@@ -14,6 +14,7 @@ import numpy as np
 from entk._errors import InputError, StoreMismatchError
 from entk._factors import Factors
 from entk._fingerprint import pieces
+from entk._patience import items
 from entk.jax._factors import take
 from entk.jax._network import Function, count_examples, network
 
@@ -46,7 +47,7 @@ class Stream:
             if writer.complete:
                 return writer.finish()
             total = count(batches)
-            for number, x in enumerate(batches):
+            for number, x in enumerate(items(batches, "the source of batches")):
                 n = count_examples(x)
                 if number >= writer.batches_done:
                     writer.append(self._factors(x, n))

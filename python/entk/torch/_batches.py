@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from entk import _options
 from entk._errors import MemoryLimitError
+from entk._patience import patient
 from entk.torch._network import Network
 from entk.torch._plan import Plan
 
@@ -149,6 +150,7 @@ def reporter(
 ) -> Iterator[Callable[[int, int], None]]:
     """Give a function ``(done, all)`` that shows the progress that was asked for."""
     bar = _bar(n) if progress is True else None
+    call = patient(progress, "the progress function") if callable(progress) else None
     most = -1
 
     def report(done: int, total: int) -> None:
@@ -156,8 +158,8 @@ def reporter(
         if done <= most:
             return  # a run that began again
         most = done
-        if callable(progress):
-            progress(done, total)
+        if call is not None:
+            call(done, total)
         elif bar is not None:
             bar.update(done - bar.n)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from entk._errors import MemoryLimitError, StoreMismatchError
 from entk._factors import Factors
+from entk._patience import items
 from entk.torch._factors import Extraction, build, device_of
 from entk.torch._guard import preserved
 from entk.torch._network import Inputs, Output
@@ -70,7 +71,7 @@ class Stream:
             if writer.complete:
                 return writer.finish()
             rows, total = 0, count(batches)
-            for number, x in enumerate(batches):
+            for number, x in enumerate(items(batches, "the source of batches")):
                 written = number < writer.batches_done
                 with _numbered(number):
                     inputs = Inputs(tuple(x) if isinstance(x, list) else x)
