@@ -339,9 +339,10 @@ def cmd_bench(extra: list[str], *, fast: bool) -> int:
         ("memory", python("benches/memory.py", "--fast")),
     ]
     if "--peers" in extra:
-        names = ("core", "assembly", "scaling", "memory", "products", "peer_neural_tangents")
+        names = ("core", "assembly", "scaling", "memory", "stores", "products")
+        names += ("peer_neural_tangents",)
         steps = [(name, python(f"benches/{name}.py", *short, *rest)) for name in names]
-        names = ("contractions", "extraction", "extraction_torch")
+        names = ("contractions", "extraction", "extraction_torch", "products_jax", "lowrank")
         steps += [(name, python(f"benches/{name}.py", *rest)) for name in names]
     if "--paper" in extra:
         picture = ["--plot", "bench-out/pntk-convergence.png"]

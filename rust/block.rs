@@ -73,7 +73,10 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`Error::Cancelled`], or [`Error::Allocation`].
     pub fn run<F: Real, const MR: usize>(&self, cut: &Cut) -> Result<bool, Error> {
-        team::with(self.threads, |team| self.run_on::<F, MR>(team, cut))
+        let tiles = |block| macro_tiles::<MR>(block, self.blocks.macro_side, cut).len();
+        let tiles = self.blocks_of(cut).iter().map(tiles).max().unwrap_or(0) * self.pairs().len();
+        // A thread without a tile would cost its start for nothing.
+        team::with(self.threads.min(tiles), |team| self.run_on::<F, MR>(team, cut))
     }
 
     fn run_on<F: Real, const MR: usize>(&self, team: &Team<'_>, cut: &Cut) -> Result<bool, Error> {

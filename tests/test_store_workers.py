@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import entk
 import worker_functions
 from cases import every_leaf, mlp
 from deaths import Log, digest, run
-from entk import _workers
+from entk import _core, _workers
 
 TILE = 5
 TILES = 10
@@ -219,3 +220,28 @@ def test_dask_workers_make_the_bits_of_one_process(factors, tmp_path):
         )
     assert np.array_equal(np.asarray(kernel), entk.assemble(factors))
     assert only_the_store(tmp_path, "K.zarr")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "zarr"])
+def test_a_commit_returns_when_its_tile_is_safe_though_another_thread_took_it_along(
+    tmp_path, suffix
+):
+    """Threads of one worker share a sink: whoever commits first takes the tiles of all."""
+    side, tiles, threads = 4, 240, 3
+    path = str(tmp_path / f"K.{suffix}")
+    layout = _core.Layout(suffix, [side * tiles, side], side, 4, symmetric=False, lower=False)
+    sink, *observers = (_core.TileSink(path, layout, b"{}") for _ in range(1 + threads))
+    together = threading.Barrier(threads)
+
+    def work(number):
+        tile = np.zeros(4 * side * side, np.uint8)
+        unsafe = []
+        for index in range(number, tiles, threads):
+            sink.write(index, tile)
+            together.wait()
+            sink.commit()
+            unsafe += [] if observers[number].done()[index] else [index]
+        return unsafe
+
+    with ThreadPoolExecutor(threads) as pool:
+        assert [index for unsafe in pool.map(work, range(threads)) for index in unsafe] == []

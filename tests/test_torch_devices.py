@@ -16,15 +16,6 @@ from entk import InputError  # noqa: E402
 from entk.torch import _columns, _network  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def without_values(name):
     if name == "a module":
         return nn.Linear(4, 3, device="meta"), torch.randn(2, 4)

@@ -17,15 +17,6 @@ from test_torch_state import Busy, assert_same_random, random_states, same, snap
 from torch_oracle import difference, gradients, kernel  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def precision():
     """Return the settings by both of PyTorch's interfaces, as far as they answer."""
     backends = torch.backends

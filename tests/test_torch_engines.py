@@ -26,15 +26,6 @@ from torch_networks import (  # noqa: E402
 from torch_oracle import difference, engines, error, gradients, kernel, kinds  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def data(n=5, width=6):
     return torch.randn(n, width, dtype=torch.float64)
 

@@ -20,15 +20,6 @@ from torch_networks import Branching, Custom, Deciding, FalseProduct, OtherHalf 
 from torch_oracle import difference, error, gradients, kernel, kinds  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def data(n=6):
     return torch.randn(n, 6, dtype=torch.float64)
 

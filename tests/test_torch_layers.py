@@ -31,15 +31,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def scaled(module):
     """Set the magnitudes of a weight normalisation apart from the norms."""
     with torch.no_grad():

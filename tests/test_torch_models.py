@@ -13,15 +13,6 @@ from bounds import assert_extracted  # noqa: E402
 from torch_oracle import engines, error, gradients, kinds  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def data(*shape):
     return torch.randn(*(shape or (5, 6)), dtype=torch.float64)
 

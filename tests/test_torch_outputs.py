@@ -15,15 +15,6 @@ from entk import reference  # noqa: E402
 from torch_oracle import difference, gradients, in_type, kernel, kinds, run  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def network():
     net = nn.Sequential(nn.Conv1d(3, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 4)).double()
     return net, torch.randn(5, 3, 5, dtype=torch.float64)

@@ -11,15 +11,6 @@ import entk.torch  # noqa: E402
 from entk import DTypeError, InputError, MemoryLimitError, ModelError  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 class Named(nn.Module):
     """A layer called `inner` between two linear ones."""
 

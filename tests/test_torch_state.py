@@ -14,15 +14,6 @@ import entk.torch  # noqa: E402
 from entk import ModelError  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 class Busy(nn.Module):
     """A network whose forward pass writes to everything that it can reach."""
 

@@ -27,15 +27,6 @@ from torch_networks import (  # noqa: E402
 from torch_oracle import difference, error, gradients, in_type, kinds  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def checked(module, x, outputs="full"):
     """Return the factors of a module in float64, after comparing them with autograd."""
     module, x = in_type(module, torch.float64), in_type(x, torch.float64)

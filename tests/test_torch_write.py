@@ -20,15 +20,6 @@ from torch_networks import Branching, TiedReadout  # noqa: E402
 from torch_oracle import difference, kinds  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def network():
     net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     return net, torch.randn(7, 5, dtype=torch.float64)

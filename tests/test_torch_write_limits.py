@@ -17,15 +17,6 @@ from entk import InputError, MemoryLimitError  # noqa: E402
 from isolated import run_json  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 class Counting(nn.Module):
     """Counts the examples that run at once through a network."""
 

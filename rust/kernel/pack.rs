@@ -175,7 +175,21 @@ pub fn pack_panels<F: Real, const W: usize>(
     (r0, ks): (usize, Range<usize>),
     panels: &mut [F],
 ) {
-    const BLOCK: usize = 256;
+    // Long reads follow one another in memory; a short one need not clear room for a long one.
+    match ks.len() {
+        0..=32 => pack_by::<F, W, 32>(source, (first, end), shape, (r0, ks), panels),
+        33..=64 => pack_by::<F, W, 64>(source, (first, end), shape, (r0, ks), panels),
+        _ => pack_by::<F, W, 256>(source, (first, end), shape, (r0, ks), panels),
+    }
+}
+
+fn pack_by<F: Real, const W: usize, const BLOCK: usize>(
+    source: &Source<'_>,
+    (first, end): (usize, usize),
+    shape: PanelShape,
+    (r0, ks): (usize, Range<usize>),
+    panels: &mut [F],
+) {
     let mut rows = [[F::ZERO; BLOCK]; W];
     let units = shape.units();
     let (panels, _) = panels.as_chunks_mut::<W>();
