@@ -30,11 +30,11 @@ class Bug:
 
 BUGS = [
     Bug(
-        "P1",
+        "P8",
         "rust/kernel/expand.rs",
         "let at = (start - to_first, start - from_first);",
         "let at = (start - to_first, 0);",
-        "tests/test_bits.py -k p1_every_number_of_positions",
+        "tests/test_error_bounds.py tests/test_definition.py",
         "build",
     ),
     Bug(
@@ -116,15 +116,15 @@ BUGS = [
     Bug(
         "P17",
         "rust/store/npy.rs",
-        '        sync(&self.vfs, &self.data, &self.paths.partial)?;\n        kill::point("after_fd',
-        '        self.log.append(&self.vfs, tiles)?;\n        kill::point("after_fd',
+        "        sync(&self.vfs, &self.data, path)\n",
+        "        Result::Ok(())\n",
         "store::",
         "rust",
     ),
     Bug(
         "P18",
         "rust/store/zarr.rs",
-        "        sync(&self.sink.vfs, self.file, self.path)?;\n",
+        "        sync(&self.sink.store.vfs, self.file, self.path)?;\n",
         "",
         "ten_thousand_power_cuts",
         "rust",
