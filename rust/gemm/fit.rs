@@ -54,22 +54,21 @@ fn worker_bytes(program: &Program<'_>, sizes: Sizes, side: usize) -> u128 {
     let planes = if program.all_pairs { 1 } else { wide(program.outputs.max(1)) };
     let looked_up = lookup_terms(program).is_some();
     let squares = (planes * if looked_up { 2 } else { 1 } + 2) * square;
-    let both_alike = |term: &Term| match term {
-        Term::Positions(Positions { acts: Some(acts), cots, .. }) => {
+    let panels = program.terms.iter().map(|term| match (term, OneSide::of(program, term)) {
+        (_, Some(_)) => 0,
+        (Term::Positions(Positions { acts: Some(acts), cots, .. }), None) => {
             let elements = |&node: &usize| program.nodes[node].elements();
             2 * wide(side) * wide([*acts, *cots].iter().map(elements).sum())
         }
         _ => 2 * wide(side * kept) * wide(TABLE_CHUNK.max(widest_row(program))),
-    };
-    let panels = program.terms.iter().map(|term| match OneSide::of(program, term) {
-        Some(leaf) => one_side::elements(&leaf, side),
-        None => both_alike(term),
     });
+    let leaves = program.terms.iter().filter_map(|term| OneSide::of(program, term));
+    let one_side = leaves.map(|leaf| one_side::elements(&leaf, side)).max().unwrap_or(0);
     let scratch = program.nodes.iter().map(|node| match &node.rows {
         Content::Table(table) => wide((TABLE_CHUNK + 2 * table.d_out + 4 * KC) * KC),
         Content::Rows(_) => 0,
     });
-    let own = squares + panels.max().unwrap_or(0) + scratch.max().unwrap_or(0);
+    let own = squares + panels.max().unwrap_or(0) + one_side + scratch.max().unwrap_or(0);
     let lookups = lookup_terms(program).map_or(0, |terms| {
         let whole = Sizes { rows: side, cols: side, threads: 1, limit: u128::MAX, ..sizes };
         Blocks::new(&terms, whole).map_or(u128::MAX >> 8, |blocks| blocks.bytes)
