@@ -147,7 +147,9 @@ def shared(n):
     acts, cots = draw(n, 256), [draw(n, 256) for _ in range(3)]
     same = entk.Factors({f"qkv{i}": entk.Outer(acts, x) for i, x in enumerate(cots)})
     apart = entk.Factors({f"qkv{i}": entk.Outer(draw(n, 256), x) for i, x in enumerate(cots)})
-    yield Line("q, k, v of one input", Call(same), 1.4, other=Call(apart), beside="three inputs")
+    yield Line(
+        "q, k, v of one input", Call(same), 1.4, other=Call(apart), beside="three inputs", repeat=5
+    )
     weight = {"weight": entk.Outer(acts, cots[0])}
     bias = {"bias": entk.Dense(cots[0])}
     alone, both = Call(entk.Factors(weight)), Call(entk.Factors(weight | bias))
