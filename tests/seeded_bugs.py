@@ -240,7 +240,7 @@ BUGS = [
         "rust/store/log.rs",
         "let place = self.sums.get_mut(index).ok_or(tile)?;",
         "let place = &mut self.sums[index];",
-        "--test parsers",
+        "log::",
         "rust",
     ),
     Bug(

@@ -179,4 +179,12 @@ mod tests {
         }
         assert_eq!(decode(&[0; RECORD], 0), None);
     }
+
+    #[test]
+    fn a_tile_beyond_the_kernel_is_named() {
+        let mut found = Listing { sums: vec![None; 5], ..Listing::default() };
+        assert_eq!(found.enter(4, 1), Ok(()));
+        assert_eq!(found.enter(5, 1), Err(5));
+        assert_eq!(found.enter(u64::MAX, 1), Err(u64::MAX));
+    }
 }
