@@ -29,12 +29,12 @@ pub struct Limit {
 /// A version 1 group without a limit holds the largest multiple of a page below 2^63.
 const UNLIMITED: u64 = 1 << 60;
 
-/// The fence that leaves the least, among all below `root` (`/` except in tests).
-pub fn tightest(root: &Path) -> Option<Limit> {
-    limits(root).into_iter().min_by_key(|limit| limit.available)
+/// The fence that leaves the least.
+pub fn tightest(limits: &[Limit]) -> Option<&Limit> {
+    limits.iter().min_by_key(|limit| limit.available)
 }
 
-/// All fences below `root`: cgroups from the leaf up, then the process, then the machine.
+/// All fences below `root` (`/` except in tests): cgroups from the leaf up, then the process, then the machine.
 pub fn limits(root: &Path) -> Vec<Limit> {
     let mut found = Vec::new();
     let groups = read(root, "/proc/self/cgroup");
@@ -212,8 +212,9 @@ mod tests {
         }
 
         fn tightest(&self) -> (u64, u64, String) {
-            let found = tightest(&self.0).unwrap();
-            (found.limit, found.available, found.source)
+            let found = limits(&self.0);
+            let found = tightest(&found).unwrap();
+            (found.limit, found.available, found.source.clone())
         }
     }
 
@@ -250,7 +251,7 @@ mod tests {
 
     #[test]
     fn an_empty_tree_says_nothing() {
-        assert_eq!(tightest(&Tree::new(&[("/proc/empty", "")]).0), None);
+        assert_eq!(limits(&Tree::new(&[("/proc/empty", "")]).0), []);
     }
 
     #[test]
@@ -364,7 +365,8 @@ mod tests {
     #[test]
     fn this_machine_has_a_limit() {
         if cfg!(target_os = "linux") {
-            let found = tightest(Path::new("/")).unwrap();
+            let found = limits(Path::new("/"));
+            let found = tightest(&found).unwrap();
             assert!(found.available > 0);
             assert!(found.available <= found.limit);
         }

@@ -11,7 +11,10 @@ ELSEWHERE = {
     86: ["a_tile_is_not_recorded_after_a_failed_sync"],
     87: ["every_failing_operation_is_reported_or_harmless_and_can_be_resumed"],
     95: ["test_p17_random_kills_lose_nothing_but_tiles_in_flight"],
-    99: ["test_p24_an_assembly_to_disk_stays_within_its_limit_and_its_plan"],
+    99: [
+        "test_p24_an_assembly_to_disk_stays_within_its_limit_and_its_plan",
+        "test_row_99_from_the_next_tile_on_a_lowered_limit_holds",
+    ],
     102: ["test_p29_a_forked_child_may_assemble", "test_a_forked_child_reads_too"],
     109: ["test_row_47_subnormals_survive_a_caller_that_flushes_them"],
     110: ["test_p33_a_dead_worker_costs_its_tiles_only"],

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -154,3 +155,16 @@ def test_p26_what_is_not_on_the_disk_yet_is_bounded(monkeypatch):
         queue.settle()
     # One group is on its way to the disk while the next comes together.
     assert tile.nbytes < sink.most <= 2 * (_stored._COMMIT_BYTES + tile.nbytes)
+
+
+def test_p31_opening_a_store_takes_no_more_room_than_what_is_in_it(factors, path):
+    entk.assemble(factors, out=path, tile=TILE)
+    tracemalloc.start()
+    try:
+        with entk.open(path) as kernel:
+            assert kernel.complete
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # 64 KiB, and this manifest parsed.
+    assert peak < 1 << 18

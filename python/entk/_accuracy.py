@@ -112,5 +112,6 @@ def _compute(
     wide = replace(job, problem=problem, dtype="float64", accumulate="float64", engine="fused")
     shape = [(end - start) * problem.block for start, end in (rows, cols)]
     out = np.empty((problem.planes or 1, *shape), np.float64)
-    wide.compute(cut, out if problem.planes is not None else out[0], limit=job.memory.limit)
+    limit = job.memory.now().limit
+    wide.compute(cut, out if problem.planes is not None else out[0], limit=limit)
     return out

@@ -76,7 +76,8 @@ def assemble(
         leave one rounding.
     memory : int or str, optional
         Bound in bytes (``"4GiB"``) on what the call adds. None: a safe share of what the process
-        may still use; control groups and resource limits are respected.
+        may still use; control groups and resource limits are respected. For a path a limit of these
+        that is lowered during the run holds from the next tile on.
     threads : int, optional
         Workers. None: ``ENTK_NUM_THREADS``, or all usable cores.
     engine : {"fused", "blas"}

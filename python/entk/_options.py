@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -66,17 +67,43 @@ def instruction_set() -> str | None:
 
 @dataclass(frozen=True)
 class Memory:
-    """A limit in bytes and where it comes from."""
+    """A limit in bytes and where it comes from.
+
+    One that is ours and not the caller's is a `share` of what the process may still use, and
+    remembers what fenced the process then: bytes by name.
+    """
 
     limit: int
     source: str
+    share: float = 0.0
+    fences: Mapping[str, int] = field(default_factory=dict)
+
+    def now(self, held: int = 0) -> Memory:
+        """Return the limit as it is now: this one, unless a fence was lowered or put up since.
+
+        That others use more memory than before lowers no fence. `held` bytes of what the call may
+        add are in use already.
+        """
+        if not self.share:
+            return self
+        lowered = [
+            (available, source)
+            for source, limit, available in _core.memory_limit()["fences"]
+            if limit < self.fences.get(source, math.inf)
+        ]
+        if not lowered:
+            return self
+        available, source = min(lowered)
+        limit = min(self.limit, int((available + held) * self.share))
+        return replace(self, limit=limit, source=f"{source}, lowered during the run")
 
 
 def memory_limit(memory: object) -> Memory:
     """Return the bytes a call may add: as given, or a safe share of what may still be used."""
     if memory is None:
-        limit = _core.memory_limit()
-        return Memory(int(limit["available"] * _SHARE), limit["source"])
+        found = _core.memory_limit()
+        fences = {source: limit for source, limit, _ in found["fences"]}
+        return Memory(int(found["available"] * _SHARE), found["source"], _SHARE, fences)
     return Memory(parse_bytes(memory), "memory=")
 
 

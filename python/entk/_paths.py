@@ -95,7 +95,8 @@ def read_small(path: str | Path, most: int) -> bytes:
                 raise StoreFormatError(
                     f"{path} is {found.st_size:,} bytes; at most {most:,} are read"
                 )
-            return file.read(most)
+            # Not `most`: room for so much would be allocated, whatever the file holds.
+            return file.read(found.st_size)
     except StoreError:
         raise
     except OSError as error:

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,11 +86,13 @@ class Tiles:
             If finite factors overflow in it.
         InputChangedError
             If a file of factors was written to; then the tile is not.
+        MemoryLimitError
+            If a limit that was lowered since the plan leaves too little.
         """
         self._watch.check()
         job, problem = self.job, self.job.problem
+        limit = self._limit(room)
         tile = _shaped(room, self.shape(unit), job.dtype)
-        limit = job.memory.limit - self.held
         cut = cut_of(unit, problem.block, symmetric=problem.other is None)
         if job.engine == "blas":
             from entk import _blas
@@ -107,6 +109,21 @@ class Tiles:
             if error:
                 raise error
         return tile
+
+    def _limit(self, room: AnyArray | None) -> int:
+        """Return the bytes that the core may use for the next unit."""
+        job = self.job
+        # Tiles that were handed in are in use already.
+        now = job.memory.now(0 if room is None else self.rooms * tile_bytes(job, self.layout))
+        if now is not job.memory:
+            try:
+                replace(job, memory=now).plan(self.held)
+            except MemoryLimitError as error:
+                raise MemoryLimitError(
+                    f"{error}; tiles that were written are safe, resume=True computes what is "
+                    "missing with what there is then"
+                ) from None
+        return now.limit - self.held
 
 
 def _shaped(room: AnyArray | None, shape: tuple[int, ...], dtype: str) -> AnyArray:
@@ -302,10 +319,13 @@ def fill(store: Store, tiles: Tiles, chosen: Sequence[int], report: Report | Non
 
 
 def _rooms(tiles: Tiles) -> list[AnyArray]:
-    """Allocate the tiles in memory, to be filled in turn: fresh ones would be cleared each time."""
+    """Allocate the tiles in memory, to be filled in turn: fresh ones would be cleared each time.
+
+    They are written at once, so that the system counts them as used from the first unit on.
+    """
     one = tile_bytes(tiles.job, tiles.layout)
     item = np.dtype(tiles.job.dtype).itemsize
-    return [np.empty(one // item, tiles.job.dtype) for _ in range(tiles.rooms)]
+    return [np.full(one // item, 0, tiles.job.dtype) for _ in range(tiles.rooms)]
 
 
 @contextlib.contextmanager

@@ -167,7 +167,9 @@ def _task(store: _unfinished.Store, tiles: _stored.Tiles, executor: Executor) ->
     width = _width(executor)
     # One more than its share: while a worker waits for the disk, others compute on its core.
     options["threads"] = max(1, job.threads // width) + (width > 1)
-    options["memory"] = replace(job.memory, limit=job.memory.limit // width)
+    memory = job.memory
+    # A worker looks at what fences it too, and takes its part of what that leaves.
+    options["memory"] = replace(memory, limit=memory.limit // width, share=memory.share / width)
     rows = _shared(problem.factors, path + _paths.SHARED[0])
     cols = None if problem.other is None else _shared(problem.other, path + _paths.SHARED[1])
     return Task(

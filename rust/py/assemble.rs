@@ -1,6 +1,7 @@
 //! `entk._core`: planning, scanning and assembling.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -321,16 +322,19 @@ pub(super) fn fma_peak(
     Ok(py.detach(|| crate::kernel::fma_peak(isa, double, threads, seconds)))
 }
 
-/// The tightest limit on this process's memory: `available` bytes now, and where the limit comes from.
+/// The tightest limit on this process's memory: `available` bytes now, and its `source`; and all that `fence` it, by
+/// source, with the bytes of each and those available.
 #[pyfunction]
 pub(super) fn memory_limit(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let found = PyDict::new(py);
-    let limit = crate::limits::tightest(std::path::Path::new("/"));
-    let (available, source) = match limit {
-        Some(limit) => (limit.available, limit.source),
-        None => (4 << 30, "no limit found; a guess".to_owned()),
+    let fences = crate::limits::limits(Path::new("/"));
+    let (available, source) = match crate::limits::tightest(&fences) {
+        Some(limit) => (limit.available, limit.source.as_str()),
+        None => (4 << 30, "no limit found; a guess"),
     };
     found.set_item("available", available)?;
     found.set_item("source", source)?;
+    let fences = fences.iter().map(|fence| (&fence.source, fence.limit, fence.available));
+    found.set_item("fences", fences.collect::<Vec<_>>())?;
     Ok(found)
 }
