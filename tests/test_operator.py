@@ -12,13 +12,29 @@ from scipy.sparse.linalg import LinearOperator, cg, eigsh, lobpcg
 import entk
 from bounds import U, assert_rounding, assert_same_bits
 from cases import LEAVES, every_leaf, mlp, normal, one_leaf, outer
-from entk import _core, reference
+from entk import _core, _entries, _multiplication, reference
 from entk._measure import Cost
 
 # Products of at most this many terms are added on the way to one entry of the result.
 TERMS = 64
 # Seconds in which a Ctrl-C must be heard on a busy machine; 0.2 where it is quiet.
 PROMPT = 1.0
+
+
+@pytest.fixture(params=["jacobians", "entries"])
+def way(request, monkeypatch):
+    """Make operators multiply all leaves that can be in one of the two ways."""
+
+    def chosen(job, products, k):
+        leaves = job.problem.factors
+        can = {name for name in products.names if leaves[name].kind != "Lookup"}
+        return can if request.param == "entries" else set()
+
+    monkeypatch.setattr(_multiplication, "entries_that_pay", chosen)
+    return request.param
+
+
+both_ways = pytest.mark.usefixtures("way")
 
 
 def modes(rng, rows, n):
@@ -29,6 +45,7 @@ def modes(rng, rows, n):
     return ["full", "sum", "trace", 1, rng.standard_normal(rows), each]
 
 
+@both_ways
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("kind", [*LEAVES])
 def test_products_agree_with_the_assembled_kernel(rng, kind, rows):
@@ -46,6 +63,7 @@ def test_products_agree_with_the_assembled_kernel(rng, kind, rows):
         assert_rounding(op.rmatvec(v[:, 0]), kernel @ v[:, 0], TERMS)
 
 
+@both_ways
 @pytest.mark.parametrize("rows", [1, 3])
 def test_cross_products_agree_both_ways(rng, rows):
     left = every_leaf(rng, 7, rows, dtype="float64")
@@ -62,6 +80,7 @@ def test_cross_products_agree_both_ways(rng, rows):
         assert_rounding(op.T @ u, kernel.T @ u, TERMS)
 
 
+@both_ways
 @pytest.mark.parametrize("memory", [32_000, 80_000, 400_000])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_any_memory_limit_gives_the_same_product(rng, rows, memory):
@@ -73,6 +92,7 @@ def test_any_memory_limit_gives_the_same_product(rng, rows, memory):
         assert_rounding(tight @ v, whole @ v, TERMS)
 
 
+@both_ways
 @pytest.mark.parametrize("accumulate", ["float32", "float64"])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_threads_change_no_bits(rng, rows, accumulate):
@@ -91,6 +111,7 @@ def test_threads_change_no_bits(rng, rows, accumulate):
     assert_same_bits(product(4, 33, **tight), product(1, 33, **tight))
 
 
+@both_ways
 def test_instruction_sets_change_no_bits(rng, monkeypatch):
     factors = every_leaf(rng, 40, 2)
     v, found = rng.standard_normal((80, 5)), []
@@ -101,6 +122,7 @@ def test_instruction_sets_change_no_bits(rng, monkeypatch):
         assert_same_bits(other, found[0])
 
 
+@both_ways
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("width", [1, 5, 16, 20, 33, 48, 100])
 def test_any_width_on_either_side_agrees_over_several_chains(rng, rows, width):
@@ -132,6 +154,7 @@ def test_a_product_counts_what_it_adds_against_the_limit(rng):
         op @ np.ones((50, 60))
 
 
+@both_ways
 @pytest.mark.parametrize("accumulate", ["float32", "float64"])
 def test_a_product_stays_within_its_limit(rng, accumulate):
     # The tables of all vectors at once would take more than 100 MB.
@@ -146,6 +169,7 @@ def test_a_product_stays_within_its_limit(rng, accumulate):
     assert_rounding(y, entk.assemble(factors, dtype="float64") @ v, 600, U[accumulate])
 
 
+@both_ways
 def test_leaf_weights_scale_leaves_and_drop_them(rng):
     factors = mlp(rng, 6, dtype="float64")
     weights = {"fc1.*": 0.25, "fc2.bias": 0.0}
@@ -154,6 +178,7 @@ def test_leaf_weights_scale_leaves_and_drop_them(rng):
     assert_rounding(op @ np.eye(6), kernel, TERMS)
 
 
+@both_ways
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_narrow_factors_are_multiplied_in_float64(rng, dtype):
     factors = every_leaf(rng, 6, 2, dtype=dtype)
@@ -168,6 +193,7 @@ def test_single_precision_is_a_choice_for_factors_that_it_holds(rng):
         entk.KernelOperator(mlp(rng, 6, dtype="float64"), accumulate="float32")
 
 
+@both_ways
 def test_strided_vectors_and_foreign_layouts_are_read_as_they_are(rng):
     acts = normal(rng, (5, 12), "float64")[::-1, ::2].astype(">f8")
     factors = entk.Factors({"w": entk.Outer(acts, np.asfortranarray(normal(rng, (5, 4))))})
@@ -205,6 +231,66 @@ def test_a_product_can_be_interrupted(rng):
         op @ v
     assert time.monotonic() - sent[0] < PROMPT
     assert_rounding(op @ v[:, :1], entk.assemble({"w": leaf}, dtype="float64") @ v[:, :1], TERMS)
+
+
+@both_ways
+@pytest.mark.parametrize("rows", [1, 3])
+def test_products_over_several_tiles_agree(rng, rows, monkeypatch):
+    monkeypatch.setattr(_entries, "MOST", 4)
+    monkeypatch.setattr(_entries, "FEWEST", 1)
+    left, right = (every_leaf(rng, n, rows, dtype="float64") for n in (11, 6))
+    for outputs in modes(rng, rows, 11):
+        kernel, v = entk.assemble(left, outputs=outputs), rng.standard_normal(11 * rows)
+        assert_rounding(
+            entk.KernelOperator(left, outputs=outputs) @ v[: len(kernel)],
+            kernel @ v[: len(kernel)],
+            TERMS,
+        )
+    cross, v = entk.assemble(left, right), rng.standard_normal((6 * rows, 2))
+    op = entk.KernelOperator(left, right)
+    assert_rounding(op @ v, cross @ v, TERMS)
+    assert_rounding(op.T @ (op @ v), cross.T @ (cross @ v), 4 * TERMS)
+
+
+def test_each_leaf_is_multiplied_in_the_way_that_takes_fewer_operations(rng):
+    n = 40
+    wide, narrow = outer(rng, n, d_in=300, d_out=200), outer(rng, n, t=30, d_in=3, d_out=2)
+    ids = entk.Lookup(np.arange(n)[:, None], normal(rng, (n, 1, 400)))
+    factors = entk.Factors({"wide": wide, "narrow": narrow, "ids": ids})
+    kernel = Multiplied(entk.KernelOperator(factors))
+    assert kernel.ways(1) == (["wide"], ["narrow", "ids"])
+    assert kernel.ways(30) == (["wide", "narrow"], ["ids"])
+    many = factors.take(np.zeros(9000, int))
+    assert Multiplied(entk.KernelOperator(many)).ways(1) == ([], [*factors])
+    v = rng.standard_normal((n, 3))
+    assert_rounding(
+        entk.KernelOperator(factors) @ v, entk.assemble(factors, dtype="float64") @ v, 60_000
+    )
+
+
+class Multiplied:
+    """Names of leaves by the way in which an operator multiplies them."""
+
+    def __init__(self, op):
+        self._multiplication = op._multiplication
+
+    def ways(self, vectors):
+        """Return what goes by entries, and what by Jacobians."""
+        entries, jacobians = self._multiplication.ways(vectors)
+        return (
+            [] if entries is None else entries.problem.names,
+            [] if jacobians is None else jacobians.names,
+        )
+
+
+def test_without_room_for_a_tile_all_leaves_go_by_jacobians(rng, monkeypatch):
+    factors = entk.Factors({"w": outer(rng, 600, d_in=90, d_out=80, dtype="float64")})
+    v = rng.standard_normal((600, 8))
+    op = entk.KernelOperator(factors, memory="6MiB")
+    assert Multiplied(op).ways(8) == (["w"], [])
+    got = op @ v
+    monkeypatch.setattr(_multiplication, "entries_that_pay", lambda *_: set())
+    assert_same_bits(got, entk.KernelOperator(factors, memory="6MiB") @ v)
 
 
 # Entries. ----------------------------------------------------------------------------------------
@@ -294,6 +380,7 @@ def test_one_kernel_for_each_output_is_no_operator(rng):
         entk.KernelOperator(mlp(rng, rows=2), outputs="diagonal")
 
 
+@both_ways
 def test_an_overflow_is_an_error_and_not_infinity():
     factors = entk.Factors({"b": entk.Dense(np.full((2, 1), 1e200))})
     with pytest.raises(entk.KernelOverflowError, match="overflowed float64"):

@@ -26,6 +26,7 @@ __all__ = [
     "instruction_sets",
     "memory_limit",
     "multiply",
+    "multiply_work",
     "npy_header",
     "npy_span",
     "plan",
@@ -66,6 +67,12 @@ def multiply(
     v: NDArray[Any],
     y: NDArray[Any],
 ) -> None: ...
+def multiply_work(
+    rows: list[_Leaf],
+    cols: list[_Leaf] | None,
+    known: list[NDArray[np.int64] | None],
+    options: Mapping[str, Any],
+) -> list[int]: ...
 def blas_plan(
     rows: list[_Leaf], cols: list[_Leaf] | None, options: Mapping[str, Any]
 ) -> dict[str, Any]: ...

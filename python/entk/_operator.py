@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -16,9 +17,9 @@ from entk._assemble import OutputsLike
 from entk._errors import InputError, KernelOverflowError
 from entk._factors import FactorsLike
 from entk._job import Job
+from entk._multiplication import Multiplication
 from entk._outputs import Outputs
 from entk._problem import Problem
-from entk._products import Products
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -30,8 +31,9 @@ class KernelOperator(LinearOperator):  # type: ignore[misc]
     r"""The kernel of factors as a linear operator: products with vectors, entries on demand.
 
     Computes :math:`K V = J (J^T V)` leaf by leaf from the factors, :math:`J_\ell^T V =
-    \sum_n A_n^T \mathrm{diag}(v_n) B_n` (Jacobian-vector products by structure, [1]_), and never
-    forms the kernel or a Jacobian of all examples.
+    \sum_n A_n^T \mathrm{diag}(v_n) B_n` (Jacobian-vector products by structure, [1]_), or from
+    tiles of the leaf's kernel that are computed, multiplied and forgotten, where that takes fewer
+    operations. Never forms the kernel or a Jacobian of all examples.
 
     Parameters
     ----------
@@ -66,16 +68,20 @@ class KernelOperator(LinearOperator):  # type: ignore[misc]
 
     Notes
     -----
-    **Cost.** ``4 N P`` flops a vector for a leaf of P parameters and one position (half of them
-    for ``J^T v``); several positions or outputs are contracted first where that is cheaper. Blocks
-    of vectors run near the rate of GEMM, single ones below it: use `matmat`. Assembling
-    is cheaper from about ``P / sum(d_in + d_out)`` vectors on, if the kernel fits.
+    **Cost.** By Jacobians ``4 N P`` flops a vector for a leaf of P parameters and one position
+    (half of them for ``J^T v``); several positions or outputs are contracted first where that is
+    cheaper. By entries ``N^2 (d_in + d_out)`` for all vectors of a call, and ``2 N^2`` a vector:
+    less for k vectors of a call where N is below about ``4 k d_in d_out / (d_in + d_out)``. Blocks
+    of vectors run near the rate of GEMM, single ones below it: use `matmat`. Where many calls
+    follow each other and the kernel fits, assembling it once is cheaper.
 
-    **Memory.** The result, and panels of the tables and examples that fit in `memory`.
+    **Memory.** The result, and panels of the tables and examples, or one tile of 2,048 rows, that
+    fit in `memory`.
 
     **Precision.** Within a few units in the last place, times ``sqrt(N)``, of the exact product of
     the stored factors in `accumulate`. Threads and instruction sets change no bits; the limit and
-    the number of vectors may, as they decide how tables are cut and which are formed. `rows`,
+    the number of vectors may, as they decide how tables are cut, which are formed, and which
+    leaves are multiplied by entries. `rows`,
     `block`, `diagonal` and `trace` have the bits of `entk.assemble`.
 
     References
@@ -126,24 +132,27 @@ class KernelOperator(LinearOperator):  # type: ignore[misc]
         super().__init__(np.dtype(job.dtype), (n, m))
         job.scan()
         self._job = job
-        self._products = Products.of(problem, job.accumulate, job.memory, job.threads)
+        self._multiplication = Multiplication(job)
 
     @property
     def _symmetric(self) -> bool:
         return self._job.problem.other is None
 
     def _matvec(self, x: AnyArray) -> AnyArray:
-        return self._product(self._products, np.reshape(x, (-1, 1)))[:, 0]
+        return self._product(self._multiplication, np.reshape(x, (-1, 1)))[:, 0]
 
     def _matmat(self, X: AnyArray) -> AnyArray:
-        return self._product(self._products, X)
+        return self._product(self._multiplication, X)
 
     def _rmatvec(self, x: AnyArray) -> AnyArray:
         return self._rmatmat(np.reshape(x, (-1, 1)))[:, 0]
 
     def _rmatmat(self, X: AnyArray) -> AnyArray:
-        products = self._products if self._symmetric else self._products.turned()
-        return self._product(products, X)
+        return self._product(self._turned, X)
+
+    @cached_property
+    def _turned(self) -> Multiplication:
+        return self._multiplication.turned()
 
     def _adjoint(self) -> LinearOperator:
         return self if self._symmetric else super()._adjoint()
@@ -151,11 +160,11 @@ class KernelOperator(LinearOperator):  # type: ignore[misc]
     def _transpose(self) -> LinearOperator:
         return self if self._symmetric else super()._transpose()
 
-    def _product(self, products: Products, x: AnyArray) -> AnyArray:
+    def _product(self, kernel: Multiplication, x: AnyArray) -> AnyArray:
         x = np.asarray(x)
         if np.iscomplexobj(x):
-            return self._product(products, x.real) + 1j * self._product(products, x.imag)
-        y: AnyArray = products.apply(x)
+            return self._product(kernel, x.real) + 1j * self._product(kernel, x.imag)
+        y = kernel.apply(x)
         if not np.isfinite(y).all() and np.isfinite(x).all():
             raise KernelOverflowError(
                 f"a product with the kernel overflowed {self._job.accumulate}; "

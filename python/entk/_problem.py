@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -132,6 +132,17 @@ class Problem:
         n, m = self.examples
         matrix = (n * self.block, m * self.block)
         return matrix if self.planes is None else (self.planes, *matrix)
+
+    def select(self, names: set[str]) -> Problem:
+        """Return the problem of some of the leaves that take part."""
+        kept = {name: w if name in names else 0.0 for name, w in self.weights.items()}
+        return replace(self, weights=kept)
+
+    def turned(self) -> Problem:
+        """Return the problem whose kernel is the transpose."""
+        if self.other is None:
+            return self
+        return Problem(self.other, self.factors, self.outputs[::-1], self.weights)
 
     def sides(self) -> tuple[list[Spec], list[Spec] | None]:
         """Return the leaves of both sides as the core takes them."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from entk import _core, _options, _plan
+from entk import _core, _options
 from entk._arrays import AnyArray
-from entk._errors import MemoryLimitError
 from entk._leaves import Dense, Leaf, Lookup, Outer, Tied
-from entk._options import Memory
 from entk._outputs import Outputs
 from entk._problem import Problem, Spec
 
@@ -27,29 +25,27 @@ class Products:
 
     Attributes
     ----------
+    names : list of str
+        The leaves.
     rows, cols : list
         Leaves of both sides as the core takes them; `cols` is None for a symmetric kernel.
     known : list of (array or None)
         Per leaf the ids that both sides look up, ascending; None if the table's height is known.
     weights : tuple of array
         Directions of every example's output rows, flat, of both sides.
-    shape : tuple of int
-        Examples and kept output rows of the row side, and of the column side.
     """
 
+    names: list[str]
     rows: list[Spec]
     cols: list[Spec] | None
     known: list[Ids | None]
     weights: tuple[AnyArray, AnyArray]
-    shape: tuple[int, int, int]
     outputs: Outputs
     factor_rows: int
-    dtype: np.dtype[Any]
-    memory: Memory
     threads: int
 
     @classmethod
-    def of(cls, problem: Problem, accumulate: str, memory: Memory, threads: int) -> Products:
+    def of(cls, problem: Problem, threads: int) -> Products:
         """Bind the leaves of a checked problem."""
         rows, cols = problem.sides()
         other = problem.other or problem.factors
@@ -58,48 +54,32 @@ class Products:
         left, right = problem.outputs
         r = problem.factors.rows
         weights = (_directions(left, n, r), _directions(right, m, r))
-        shape = (n, m, problem.block)
-        return cls(
-            rows, cols, known, weights, shape, left, r, np.dtype(accumulate), memory, threads
-        )
+        return cls(problem.names, rows, cols, known, weights, left, r, threads)
 
-    def turned(self) -> Products:
-        """Return the products of the transposed kernel."""
-        if self.cols is None:
-            return self
-        n, m, kept = self.shape
-        changed = {"rows": self.cols, "cols": self.rows, "weights": self.weights[::-1]}
-        return Products(**{**self.__dict__, **changed, "shape": (m, n, kept)})
+    def select(self, names: list[str]) -> Products:
+        """Return the products of some leaves."""
+        kept = [self.names.index(name) for name in names]
 
-    def apply(self, v: AnyArray) -> AnyArray:
-        """Return ``K v`` for `v` (columns of the kernel, k) of any type.
+        def some(of: list[Any]) -> list[Any]:
+            return [of[i] for i in kept]
+
+        cols = None if self.cols is None else some(self.cols)
+        return replace(self, names=names, rows=some(self.rows), cols=cols, known=some(self.known))
+
+    def add(self, v: AnyArray, y: AnyArray, limit: int) -> None:
+        """Add ``K v`` to `y`, both of the type of the sums and in C order.
 
         Raises
         ------
         MemoryLimitError
-            If the vectors and the smallest pieces do not fit.
+            With the bytes that the smallest pieces need, in `needs`, if they are not in `limit`.
         """
-        n, m, kept = self.shape
-        k, item = v.shape[1], self.dtype.itemsize
-        native = v.dtype == self.dtype and v.flags.c_contiguous and v.flags.aligned
-        held = item * k * kept * (n + (0 if native else m))
-        left = self.memory.limit - held
-        if left < 0:
-            raise self._too_small(held, k)
-        vectors = np.require(v, self.dtype, ["C", "A"])
-        y = np.zeros((n * kept, k), self.dtype)
-        if not (k and n and m and self.rows):
-            return y
-        try:
-            _core.multiply(
-                self.rows, self.cols, self.known, self._options(k, left), vectors.ravel(), y.ravel()
-            )
-        except MemoryLimitError as error:
-            needs = getattr(error, "needs", None)
-            if needs is None:
-                raise
-            raise self._too_small(held + needs, k) from None
-        return y
+        options = self._options(v.shape[1], limit)
+        _core.multiply(self.rows, self.cols, self.known, options, v.reshape(-1), y.reshape(-1))
+
+    def work(self, k: int) -> list[int]:
+        """Return each leaf's multiplications and additions in a product with `k` vectors."""
+        return _core.multiply_work(self.rows, self.cols, self.known, self._options(k, 0))
 
     def _options(self, k: int, limit: int) -> dict[str, Any]:
         mode = {"weights": "contract", "sum": "contract"}.get(self.outputs.mode, self.outputs.mode)
@@ -115,13 +95,6 @@ class Products:
             "isa": _options.instruction_set(),
             "vectors": k,
         }
-
-    def _too_small(self, needs: int, k: int) -> MemoryLimitError:
-        return MemoryLimitError(
-            f"needs at least {_plan.in_bytes(needs + 1023)} for a product with {k:,} vectors; got "
-            f"{_plan.in_bytes(self.memory.limit)} ({self.memory.source}); multiply with fewer "
-            "vectors at a time"
-        )
 
 
 def _directions(outputs: Outputs, n: int, rows: int) -> AnyArray:

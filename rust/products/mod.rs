@@ -145,10 +145,17 @@ impl<F: Real> Product<'_, F> {
         if matches!(self.mode, Mode::Full) { self.outputs } else { 1 }
     }
 
-    /// Multiply-adds of the whole product, roughly.
-    pub fn work(&self) -> u128 {
-        let jobs = job::jobs(self.entries, self.known, self.mode, self.outputs, self.vectors);
-        jobs.unwrap_or_default().iter().map(|job| job.work(self.kept(), self.vectors)).sum()
+    /// Multiply-adds of each leaf's product, roughly.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the two sides of a leaf are of different kinds.
+    pub fn work(&self) -> Result<Vec<u128>, Error> {
+        let one = |(entry, known)| {
+            let (entry, known) = (core::slice::from_ref(entry), core::slice::from_ref(known));
+            let jobs = job::jobs(entry, known, self.mode, self.outputs, self.vectors)?;
+            Ok(jobs.iter().map(|job| job.work(self.kept(), self.vectors)).sum())
+        };
+        self.entries.iter().zip(self.known).map(one).collect()
     }
 }
 

@@ -20,6 +20,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(assemble::plan, module)?)?;
     module.add_function(wrap_pyfunction!(assemble::assemble, module)?)?;
     module.add_function(wrap_pyfunction!(products::multiply, module)?)?;
+    module.add_function(wrap_pyfunction!(products::multiply_work, module)?)?;
     module.add_function(wrap_pyfunction!(assemble::scan, module)?)?;
     module.add_function(wrap_pyfunction!(assemble::instruction_sets, module)?)?;
     module.add_function(wrap_pyfunction!(assemble::usable_cores, module)?)?;

@@ -35,6 +35,11 @@ pub(super) struct Options<'py> {
 }
 
 impl Options<'_> {
+    fn isa(&self) -> Result<Isa, Error> {
+        let missing = || format!("instruction set {:?} is not there", self.isa);
+        Isa::choose(self.isa.as_deref()).ok_or_else(|| Error::Internal { what: missing() })
+    }
+
     fn mode(&self) -> Result<Mode, Error> {
         let flat = |weights: &PyReadonlyArray1<'_, f64>| weights.as_array().to_vec();
         Ok(match self.mode.as_str() {
@@ -50,13 +55,23 @@ impl Options<'_> {
     }
 }
 
+/// Ids that are rows of each leaf's table.
+type Known<'py> = Vec<Option<PyReadonlyArray1<'py, i64>>>;
+
+fn owned(known: &Known<'_>) -> PyResult<Vec<Option<Vec<i64>>>> {
+    let ids = |array: &Option<PyReadonlyArray1<'_, i64>>| {
+        Ok(array.as_ref().map(|array| array.as_slice().map(<[i64]>::to_vec)).transpose()?)
+    };
+    known.iter().map(ids).collect()
+}
+
 /// Add the product with `v` to `y`, both flat float32 or float64.
 #[pyfunction]
 pub(super) fn multiply<'py>(
     py: Python<'py>,
     rows: &Bound<'py, PyList>,
     cols: Option<&Bound<'py, PyList>>,
-    known: Vec<Option<PyReadonlyArray1<'py, i64>>>,
+    known: Known<'py>,
     options: Options<'py>,
     v: &Bound<'py, PyAny>,
     y: &Bound<'py, PyAny>,
@@ -64,15 +79,42 @@ pub(super) fn multiply<'py>(
     let (rows, cols) = hold(rows, cols)?;
     let fail = |error: Error| memory_error(py, &error);
     let entries = rows.entries(cols.as_ref()).map_err(fail)?;
-    let ids = |array: &Option<PyReadonlyArray1<'py, i64>>| {
-        array.as_ref().map(|array| array.as_slice().map(<[i64]>::to_vec)).transpose()
-    };
-    let known = known.iter().map(ids).collect::<Result<Vec<_>, _>>()?;
+    let known = owned(&known)?;
     let known: Vec<_> = known.iter().map(Option::as_deref).collect();
     if let Ok(y) = y.cast::<PyArray1<f64>>() {
         return add::<f64, MR_F64>(py, &entries, &known, &options, v.cast()?, y);
     }
     add::<f32, MR_F32>(py, &entries, &known, &options, v.cast()?, y.cast()?)
+}
+
+/// Multiply-adds of each leaf's product.
+#[pyfunction]
+pub(super) fn multiply_work<'py>(
+    py: Python<'py>,
+    rows: &Bound<'py, PyList>,
+    cols: Option<&Bound<'py, PyList>>,
+    known: Known<'py>,
+    options: Options<'py>,
+) -> PyResult<Vec<u128>> {
+    let (rows, cols) = hold(rows, cols)?;
+    let fail = |error: Error| memory_error(py, &error);
+    let entries = rows.entries(cols.as_ref()).map_err(fail)?;
+    let (known, mode) = (owned(&known)?, options.mode().map_err(fail)?);
+    let known: Vec<_> = known.iter().map(Option::as_deref).collect();
+    let product = Product::<f64> {
+        entries: &entries,
+        known: &known,
+        mode: &mode,
+        outputs: options.r,
+        scale: options.scale,
+        v: &[],
+        vectors: options.vectors,
+        isa: options.isa().map_err(fail)?,
+        threads: options.threads,
+        limit: options.limit,
+        cancel: &AtomicBool::new(false),
+    };
+    product.work().map_err(fail)
 }
 
 fn add<'py, F: Real + Element, const MR: usize>(
@@ -86,9 +128,6 @@ fn add<'py, F: Real + Element, const MR: usize>(
     let fail = |error: Error| memory_error(py, &error);
     let (mode, cancel) = (options.mode().map_err(fail)?, AtomicBool::new(false));
     let (v, mut y) = (v.try_readonly()?, y.try_readwrite()?);
-    let isa = Isa::choose(options.isa.as_deref()).ok_or_else(|| {
-        fail(Error::Internal { what: format!("instruction set {:?} is not there", options.isa) })
-    })?;
     let mut product = Product {
         entries,
         known,
@@ -97,12 +136,12 @@ fn add<'py, F: Real + Element, const MR: usize>(
         scale: options.scale,
         v: v.as_slice()?,
         vectors: options.vectors,
-        isa,
+        isa: options.isa().map_err(fail)?,
         threads: options.threads,
         limit: options.limit,
         cancel: &cancel,
     };
-    let short = product.work() < SHORT;
+    let short = product.work().map_err(fail)?.iter().sum::<u128>() < SHORT;
     if short {
         product.threads = 1;
     }
