@@ -152,7 +152,7 @@ def mixture_of_experts(dtype):
 
 @network
 def branches(dtype):
-    """A branch taken by data: its parameters are dense, the ones around it keep structure."""
+    """A branch taken by data."""
     new = Numbers(dtype)
 
     def one(p, x):
@@ -161,7 +161,7 @@ def branches(dtype):
         return jnp.tanh(taken) @ p["R"]
 
     p = {"A": new(6, 6), "B": new(6, 6), "R": new(6, 3), "W": new(5, 6)}
-    kinds = {"A": "Dense", "B": "Dense", "R": "Outer", "W": "Outer"}
+    kinds = {"A": "Outer", "B": "Outer", "R": "Outer", "W": "Outer"}
     return jax.vmap(one, in_axes=(None, 0)), p, new(4, 5), kinds
 
 

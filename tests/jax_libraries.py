@@ -89,6 +89,15 @@ def linen_lstm(dtype):
 
 
 @network
+def linen_optimised_lstm(dtype):
+    """A cell that joins the kernels of its gates before it multiplies."""
+    gates = [f"{side}{gate}" for side in "hi" for gate in "fgio"]
+    kinds = {f"params.OptimizedLSTMCell_0.{gate}.kernel": "Outer" for gate in gates}
+    kinds["params.OptimizedLSTMCell_0.hf.bias"] = "Dense"
+    return _recurrent(nn.OptimizedLSTMCell, dtype, kinds)
+
+
+@network
 def linen_gru(dtype):
     gates = [f"{side}{gate}" for side in "hi" for gate in "nrz"]
     kinds = {f"params.GRUCell_0.{gate}.kernel": "Outer" for gate in gates}

@@ -1,7 +1,8 @@
 """Small JAX networks of every style, with the kind of leaf each parameter must become.
 
 A builder takes a dtype and returns `(f, params, x, kinds)`. Widths are chosen so that structure is
-smaller where it is expected. The networks are in `jax_functions`, `jax_loops`, `jax_libraries`.
+smaller where it is expected. The networks are in `jax_functions`, `jax_joins`, `jax_loops`,
+`jax_libraries`.
 """
 
 import jax

@@ -6,6 +6,7 @@ import pytest
 
 import entk.jax
 import jax_functions  # noqa: F401
+import jax_joins  # noqa: F401
 import jax_loops  # noqa: F401
 from bounds import JACOBIAN
 from jax_networks import BUILDERS

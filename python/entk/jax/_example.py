@@ -76,7 +76,7 @@ def example_factors(
     maps a function over rows: `jax.vmap`, or `in_turn` for what cannot be mapped.
     """
     dense = sorted({part.leaf for part in parts if part.form == "dense"})
-    live = {k for part in parts for group in part.groups for k in group.sites}
+    live = {k - sites[k].back for part in parts for group in part.groups for k in group.sites}
     eps = [_zeros(site) if k in live else None for k, site in enumerate(sites)]
 
     def network(eps: list[Array | None], values: list[Array]) -> tuple[Array, Any]:
@@ -125,9 +125,9 @@ def _group(
     group: Group, sites: Sequence[Site], records: Sequence[Any], cots: Sequence[Any], dtype: Any
 ) -> tuple[Array, Array]:
     """Join the sites of a group along T."""
+    shared = [(sites[k], k - sites[k].back) for k in group.sites]
     made = [
-        (_record(sites[k], records[k]), _cotangent(sites[k], cots[k]).astype(dtype))
-        for k in group.sites
+        (_record(site, records[k]), _cotangent(site, cots[k]).astype(dtype)) for site, k in shared
     ]
     acts, backs = zip(*made, strict=True)
     if group.kind == "lookup":
@@ -140,7 +140,7 @@ def _record(site: Site, record: Array) -> Array:
     """Return acts (G, T, d_in) or ids (T,), loops folded in."""
     if site.kind == "lookup":
         return _shifted(site, record).reshape(-1)
-    return _fold_loops(site, record, lead=0)
+    return _fold_loops(site, record, lead=0, side=-2)
 
 
 def _cotangent(site: Site, cot: Array) -> Array:
@@ -151,17 +151,24 @@ def _cotangent(site: Site, cot: Array) -> Array:
     folded = fold(cot)
     if site.kind == "lookup":
         return folded.reshape(folded.shape[0], -1, folded.shape[-1])
-    return _fold_loops(site, folded, lead=1)
+    return _fold_loops(site, folded, lead=1, side=-1)
 
 
-def _fold_loops(site: Site, array: Array, lead: int) -> Array:
-    """(..., loops, G, T, d) -> (..., slicing loops and G, other loops and T, d)."""
+def _fold_loops(site: Site, array: Array, lead: int, side: int) -> Array:
+    """(..., loops, G, T, d) -> (..., slicing loops and G, other loops and T, d).
+
+    Of a use of several parameters, the part that belongs to the site's; `side` is the axis of its
+    table that the last one is.
+    """
     blocks: list[int] = []
     steps: list[int] = []
     for k, loop in enumerate(site.loops):
         (blocks if loop.number in site.blocks else steps).append(lead + k)
     g, t, d = (lead + len(site.loops) + k for k in range(3))
     order = (*range(lead), *blocks, g, *steps, t, d)
+    if site.box is not None:
+        for axis, piece in zip((*blocks, g, d), (*site.box[:-2], site.box[side]), strict=True):
+            array = lax.slice_in_dim(array, piece.start, piece.stop, axis=axis)
     shape = array.shape
     sizes = [prod(shape[k] for k in axes) for axes in ((*blocks, g), (*steps, t))]
     return arranged(array, order).reshape(*shape[:lead], *sizes, shape[d])

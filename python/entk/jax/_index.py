@@ -190,6 +190,17 @@ class Explicit:
 Index: TypeAlias = Strided | Explicit
 
 
+def regular(array: Positions) -> Index:
+    """Return positions as strides, if there are any that say them."""
+    first = array[(0,) * array.ndim] if array.size else 0
+    strides = [
+        int(array[tuple(int(k == axis) for k in range(array.ndim))] - first) if size > 1 else 0
+        for axis, size in enumerate(array.shape)
+    ]
+    guess = Strided(array.shape, tuple(strides) if array.size else (0,) * array.ndim, int(first))
+    return guess if bool((guess.positions() == array).all()) else Explicit(array)
+
+
 def same(one: Index, other: Index) -> bool:
     """Tell whether two indices hold the same positions in the same places."""
     if one.shape != other.shape:

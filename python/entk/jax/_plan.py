@@ -163,6 +163,6 @@ def _form(
 
 def _positions(site: Site) -> int:
     """Return the number T of positions of a site, all its loops included."""
-    blocks, _, d_out = table_of(site).shape
+    blocks = 1 if site.kind == "lookup" else prod(site.whole[:-2])
     outputs = prod(site.shape) * prod(loop.length for loop in site.loops)
-    return outputs // max(1, blocks * d_out)
+    return outputs // max(1, blocks * site.whole[-1])

@@ -187,6 +187,7 @@ def _find_sites(traced: Trace, consts: Any, leaves: Any, x: Any) -> Taps:
         return run_tapped(traced.jaxpr, consts, leaves, x, taps)
 
     jax.eval_shape(look, consts, leaves, x)
+    taps.spread.clear()  # no array of this run may outlive it
     return taps
 
 

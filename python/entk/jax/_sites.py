@@ -159,17 +159,20 @@ def _gather(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use 
     view, indices, numbers = operands[0], raw(operands[1]), params["dimension_numbers"]
     sizes, shape = params["slice_sizes"], view.value.shape
     looked = [k for k, (size, side) in enumerate(zip(sizes, shape, strict=True)) if size != side]
-    if which != 0 or not looked or view.scale is not None or numbers.operand_batching_dims:
+    if which != 0 or not looked or view.scale is not None:
         return None
     rest = _others(len(shape), looked)
     clip = params["mode"] == lax.GatherScatterMode.CLIP
 
     def record() -> Array:
         starts = {k: indices[..., at] for at, k in enumerate(numbers.start_index_map)}
+        pairs = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
+        for k, axis in pairs:  # each place reads of the row of its own
+            starts[k] = lax.broadcasted_iota(indices.dtype, indices.shape[:-1], axis)
         return _row_ids(starts, shape, sizes, looked, clip=clip)
 
     places = _others(len(numbers.offset_dims) + indices.ndim - 1, numbers.offset_dims)
-    kept = [k for k in range(len(shape)) if k not in numbers.collapsed_slice_dims]
+    kept = _others(len(shape), numbers.collapsed_slice_dims, numbers.operand_batching_dims)
     offset_of = dict(zip(kept, numbers.offset_dims, strict=True))
     order = (*places, *(offset_of[k] for k in (*looked, *rest) if k in offset_of))
     width = prod(shape[k] for k in rest)

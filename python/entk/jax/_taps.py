@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from entk.jax._compat import Array
 from entk.jax._index import Index
+from entk.jax._joins import Box, tables
 from entk.jax._sites import Use
-from entk.jax._views import View
+from entk.jax._views import Spread, View
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class Site:
     """A use of a parameter, with the loops around it from the outside in.
 
     `shape` and `dtype` are those of the site's output in one step. Loops named in `blocks` slice
-    the parameter (stacked layers); the steps of the others are more positions.
+    the parameter (stacked layers); the steps of the others are more positions. `whole` is the shape
+    of the table of what is used there. A parameter that is only a part of that has a `box` of it,
+    and shares the record and the perturbation of the site `back` places before.
     """
 
     leaf: int
@@ -35,8 +38,11 @@ class Site:
     what: str
     shape: tuple[int, ...]
     dtype: Any
+    whole: tuple[int, ...]
     loops: tuple[Loop, ...] = ()
     blocks: tuple[int, ...] = ()
+    box: Box | None = None
+    back: int = 0
 
     def inside(self, loop: Loop) -> Site:
         """Return the site as seen from outside a loop."""
@@ -53,17 +59,26 @@ class Taps:
     dense: dict[int, str] = field(default_factory=dict)
     used: set[int] = field(default_factory=set)
     n_loops: int = 0
+    spread: Spread = field(default_factory=dict)
 
-    def at(self, use: Use, view: View, out: Array) -> Array:
-        """Note a use and pass the site's output on, perturbed where asked."""
+    def at(self, use: Use, view: View, out: Array) -> list[Array] | None:
+        """Note a use and pass the site's output on, perturbed where asked.
+
+        None for a use of joined parameters that do not come apart.
+        """
+        found = tables(view, use.table)
+        if found is None or (use.kind == "lookup" and len(found) > 1):
+            return None
         eps = None if self.eps is None else self.eps[len(self.sites)]
-        site = Site(view.leaf, use.kind, use.table, use.fold, use.what, out.shape, out.dtype)
-        self.sites.append(replace(site, blocks=view.loops))
-        self.records.append(None if eps is None else use.record())
-        return out if eps is None else out + eps
+        what, whole = (use.what, out.shape, out.dtype), use.table.shape
+        for back, (leaf, table, box) in enumerate(found):
+            site = Site(leaf, use.kind, table, use.fold, *what, whole)
+            self.sites.append(replace(site, blocks=view.loops, box=box, back=back))
+            self.records.append(None if eps is None or back else use.record())
+        return [out if eps is None else out + eps]
 
     def make_dense(self, values: Sequence[Any], why: str) -> None:
         """Note that the parameters among `values` are used in a way that keeps no structure."""
         for value in values:
-            if isinstance(value, View):
-                self.dense.setdefault(value.leaf, why)
+            for leaf in value.leaves if isinstance(value, View) else ():
+                self.dense.setdefault(leaf, why)

@@ -17,10 +17,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from entk.jax._compat import INLINE, Array, bind, is_literal, opened
+from entk.jax._joins import joined
 from entk.jax._scan import walk_scan
 from entk.jax._sites import use_at
 from entk.jax._taps import Taps
-from entk.jax._views import View, follow, raw, scaled
+from entk.jax._views import View, follow, gated, raw, scaled, spreads
 
 
 def walk(jaxpr: Any, consts: Sequence[Array], operands: Sequence[Any], taps: Taps) -> list[Any]:
@@ -40,8 +41,11 @@ def walk(jaxpr: Any, consts: Sequence[Array], operands: Sequence[Any], taps: Tap
 def _step(eqn: Any, operands: list[Any], taps: Taps) -> list[Any]:
     views = [value for value in operands if isinstance(value, View)]
     if not views:
-        return bind(eqn, operands)
-    taps.used.update(view.leaf for view in views)
+        outs = bind(eqn, operands)
+        if spreads(eqn, operands):
+            taps.spread[id(outs[0])] = (outs[0], operands[0])
+        return outs
+    taps.used.update(leaf for view in views for leaf in view.leaves)
     if eqn.primitive in INLINE:
         jaxpr, consts = opened(eqn.params[INLINE[eqn.primitive]])
         return walk(jaxpr, consts, operands, taps)
@@ -52,6 +56,9 @@ def _step(eqn: Any, operands: list[Any], taps: Taps) -> list[Any]:
         return [_beside(value, out) for value, out in zip(operands, outs, strict=True)]
     if not _carries_gradient(eqn, outs):
         return outs
+    whole = joined(eqn, operands, outs[0])
+    if whole is not None:
+        return [whole]
     if len(views) == 1 and (kept := _structured(eqn, operands, views[0], outs, taps)) is not None:
         return kept
     taps.make_dense(views, f"used by {_operation(eqn)}, which keeps no structure")
@@ -65,14 +72,12 @@ def _structured(
     followed = follow(eqn, view, outs)
     if followed is not None:
         return list(followed)
-    product = scaled(eqn, operands, outs[0])
+    product = scaled(eqn, operands, outs[0]) or gated(eqn, operands, outs[0], taps.spread)
     if product is not None:
         return [product]
     which = next(k for k, value in enumerate(operands) if value is view)
     use = use_at(eqn, operands, which)
-    if use is None:
-        return None
-    return [taps.at(use, view, outs[0])]
+    return None if use is None else taps.at(use, view, outs[0])
 
 
 def _beside(value: Any, out: Array) -> Any:
@@ -81,7 +86,11 @@ def _beside(value: Any, out: Array) -> Any:
 
 def _carries_gradient(eqn: Any, outs: Sequence[Array]) -> bool:
     inexact = any(jnp.issubdtype(out.dtype, jnp.inexact) for out in outs)
-    return inexact and eqn.primitive.name != "stop_gradient"
+    return inexact and eqn.primitive.name not in _FLAT
+
+
+_FLAT = {"stop_gradient", "sign", "round", "floor", "ceil"}
+"""Operations whose derivative JAX takes to be zero everywhere."""
 
 
 def _operation(eqn: Any) -> str:

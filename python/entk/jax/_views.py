@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 
@@ -25,6 +25,15 @@ class View:
     index: Index
     scale: Array | None = None
     loops: tuple[int, ...] = ()
+
+    @property
+    def leaves(self) -> tuple[int, ...]:
+        """The parameters that the value shows."""
+        return (self.leaf,)
+
+
+Spread: TypeAlias = dict[int, tuple[Array, Array]]
+"""By identity: arrays that hold one value, themselves and that value."""
 
 
 def raw(value: Any) -> Array:
@@ -54,6 +63,28 @@ def scaled(eqn: Any, operands: Sequence[Any], out: Array) -> View | None:
     if jnp.ndim(factor) or not jnp.ndim(view.value):
         return None
     return _times(view, factor, 1, out) if name == "mul" else _times(view, 1 / factor, 1, out)
+
+
+def gated(eqn: Any, operands: Sequence[Any], out: Array, spread: Spread) -> View | None:
+    """Return ``select_n(which, ..., view, ...)`` as a view, where one answer is for all of it.
+
+    That is how `jax.vmap` writes `lax.cond`: each branch reads ``where(taken, w, stopped(w))``,
+    which is `w` in any case, and has its gradient if the branch is taken.
+    """
+    if eqn.primitive.name != "select_n":
+        return None
+    which, *cases = operands
+    answer = which if jnp.ndim(which) == 0 else spread.get(id(which), (None, None))[1]
+    if answer is None:
+        return None
+    number, view = next((k, c) for k, c in enumerate(cases) if isinstance(c, View))
+    taken = jnp.reshape(answer, ()).astype(jnp.int32) == number
+    return _times(view, taken.astype(out.dtype), 1, out)
+
+
+def spreads(eqn: Any, operands: Sequence[Array]) -> bool:
+    """Tell whether an equation fills an array with one value."""
+    return eqn.primitive.name == "broadcast_in_dim" and jnp.size(operands[0]) == 1
 
 
 def _times(view: View, factor: Array, sign: int, out: Array) -> View:
