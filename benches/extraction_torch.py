@@ -3,8 +3,11 @@
 The promise: at most 1.3 times ``vmap(grad)`` of the sum of the outputs on the same batches, all
 checks and copies included. Both sides run the same examples in the same batches, in turn;
 ``vmap(grad)`` may drop each batch of gradients as soon as it is made. `ratio` is the median over
-rounds of the ratio within a round, `dense_ratio` the same for ``structure=False``, and the kernels
-of both sides are compared before anything is timed. With several threads a machine that others use
+rounds of the ratio within a round, `kept_ratio` the same where ``vmap(grad)`` keeps its gradients
+as `factors` keeps its result, `dense_ratio` for ``structure=False``; the kernels of both sides are
+compared before anything is timed. Two numbers of examples tell what a call costs
+in any case (the checks) from what an example costs: `fixed_s` is where the line through both meets
+no examples, `marginal_ratio` compares the slopes. With several threads a machine that others use
 (`cores_of_others`) slows many small operations more than few large ones: PyTorch's threads spin
 while they wait.
 
@@ -14,6 +17,7 @@ while they wait.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import resource
 import statistics
@@ -112,14 +116,14 @@ def encoder(n):
     return Encoder(128, 4, 2), torch.randn(n, 32, 128)
 
 
-# Network, examples in all, examples in a batch.
+# Network, fewer and more examples in all, examples in a batch.
 CASES = {
-    "mlp": (mlp, 512, 256),
-    "cnn": (cnn, 512, 64),
-    "resnet18": (resnet18, 24, 8),
-    "vit": (vit, 64, 32),
-    "gpt2": (gpt2, 64, 32),
-    "encoder": (encoder, 128, 64),
+    "mlp": (mlp, (512, 1024), 256),
+    "cnn": (cnn, (512, 1024), 64),
+    "resnet18": (resnet18, (24, 48), 8),
+    "vit": (vit, (64, 192), 32),
+    "gpt2": (gpt2, (64, 256), 32),
+    "encoder": (encoder, (128, 512), 64),
 }
 
 
@@ -133,19 +137,34 @@ def baseline(net, x):
     return vmap(grad(total), (None, 0))(parameters, x)
 
 
-def in_batches(net, x, size):
+def factors(net, x, size):
+    entk.torch.factors(net, x, batch_size=size)
+
+
+def vmap_grad(net, x, size):
     for batch in x.split(size):
         baseline(net, batch)
+
+
+def kept(net, x, size):
+    return [baseline(net, batch) for batch in x.split(size)]
+
+
+def dense(net, x, size):
+    entk.torch.factors(net, x, batch_size=size, structure=False)
+
+
+WAYS = {"factors": factors, "vmap_grad": vmap_grad, "kept": kept, "dense": dense}
 
 
 def check(net, x):
     """Refuse to time what is not the same kernel."""
     x = x[:6]
-    factors = entk.torch.factors(net, x)
+    found = entk.torch.factors(net, x)
     grads = pytree.tree_leaves(baseline(net, x))
     jac = torch.cat([g.reshape(len(x), -1) for g in grads], 1).double().numpy()
-    kernel = jac @ jac.T / factors.n_outputs
-    error = np.abs(entk.assemble(factors) - kernel).max() / np.abs(kernel).max()
+    kernel = jac @ jac.T / found.n_outputs
+    error = np.abs(entk.assemble(found) - kernel).max() / np.abs(kernel).max()
     if not error <= AGREE:
         raise SystemExit(f"the kernels differ by {error:.1e}")
 
@@ -167,44 +186,61 @@ def timed(work):
 
 
 def measure(name, rounds, threads):
-    make, n, size = CASES[name]
+    """Return one row for each number of examples."""
+    make, counts, size = CASES[name]
     torch.manual_seed(0)
-    net, x = make(n)
+    net, x = make(max(counts))
     net.eval()
     check(net, x)
     ways = {
-        "factors": lambda: entk.torch.factors(net, x, batch_size=size),
-        "vmap_grad": lambda: in_batches(net, x, size),
-        "dense": lambda: entk.torch.factors(net, x, batch_size=size, structure=False),
+        (way, n): functools.partial(work, net, x[:n], size)
+        for n in counts
+        for way, work in WAYS.items()
+        if way != "dense" or n == counts[0]
     }
-    times = {way: [] for way in ways}
+    times = {key: [] for key in ways}
     start, (everyone, own) = time.perf_counter(), busy()
     for _ in range(rounds):
-        for way, work in ways.items():
-            times[way].append(timed(work))
+        for key, work in ways.items():
+            times[key].append(timed(work))
     spent, (everyone_after, own_after) = time.perf_counter() - start, busy()
     others = (everyone_after - everyone - own_after + own) / spent
-    middle = {way: statistics.median(seen) for way, seen in times.items()}
+    middle = {key: statistics.median(seen) for key, seen in times.items()}
 
-    def ratio(way):
-        pairs = zip(times["factors"], times[way], strict=True)
+    def ratio(way, n):
+        if (way, n) not in times:
+            return None
+        pairs = zip(times["factors", n], times[way, n], strict=True)
         return round(statistics.median(a / b for a, b in pairs), 3)
 
-    return {
-        "network": name,
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "examples": n,
-        "batch": size,
-        "threads": threads,
-        "rounds": rounds,
-        "factors_s": round(middle["factors"], 4),
-        "vmap_grad_s": round(middle["vmap_grad"], 4),
-        "ratio": ratio("vmap_grad"),
-        "dense_ratio": ratio("dense"),
+    few, many = counts
+    slopes = {
+        w: (middle[w, many] - middle[w, few]) / (many - few) for w in ("factors", "vmap_grad")
+    }
+    shared = {
+        "marginal_ratio": round(slopes["factors"] / slopes["vmap_grad"], 3),
+        "fixed_s": round(middle["factors", few] - few * slopes["factors"], 4),
         "promise": FLOOR,
         "cores_of_others": round(max(0.0, others), 2),
         "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
+    return [
+        {
+            "network": name,
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "examples": n,
+            "batch": size,
+            "threads": threads,
+            "rounds": rounds,
+            "factors_s": round(middle["factors", n], 4),
+            "vmap_grad_s": round(middle["vmap_grad", n], 4),
+            "ratio": ratio("vmap_grad", n),
+            "kept_ratio": ratio("kept", n),
+            "dense_ratio": ratio("dense", n),
+            **shared,
+        }
+        for n in counts
+    ]
 
 
 def main():
@@ -217,10 +253,10 @@ def main():
     torch.set_num_threads(given.threads)
     warnings.filterwarnings("ignore", "There is a performance drop")  # vmap's, of attention
     names = given.only or list(CASES)
-    rows = [measure(name, given.rounds, given.threads) for name in names]
+    rows = [row for name in names for row in measure(name, given.rounds, given.threads)]
     bench = f"extraction-torch-{given.threads}-threads"
     record.write(bench, rows, record=given.record)
-    late = [row["network"] for row in rows if row["ratio"] > FLOOR]
+    late = [f"{row['network']} ({row['examples']})" for row in rows if row["ratio"] > FLOOR]
     if late:
         raise SystemExit(f"slower than {FLOOR} x vmap(grad): {', '.join(late)}")
 

@@ -88,7 +88,8 @@ def _demoted(work: Extraction, program: Program, wrong: Sequence[int]) -> frozen
         if name in dense:
             raise ModelError(
                 f"layer '{name}': its gradient for a batch of examples differs from jax.grad of"
-                " one example at a time. Usual causes: a custom_vmap rule or a callback that"
+                " one example at a time. Usual causes: a custom_vjp rule that is not linear in"
+                " its cotangent (clipping), a custom_vmap rule or a callback that"
                 " treats batches differently, randomness outside f"
             )
     warn_demoted(names)

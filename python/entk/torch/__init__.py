@@ -131,7 +131,8 @@ def factors(
         _batches.reporter(progress, inputs.n) as report,
     ):
         extraction = _factors.Extraction(root, inputs, output, structure=structure)
-        extraction.prepare(outputs, check=audit)
+        extraction.prepare(outputs)
+        extraction.settle(batch_size, memory, check=audit)
         columns = extraction.run(extraction.size(batch_size, memory), report)
     return _factors.build(extraction, columns)
 

@@ -120,7 +120,9 @@ class Columns:
         return ours
 
     def _arrays(self, part: Part, result: Result) -> list[Tensor]:
-        if part.form in ("free", "unused"):
+        if part.form == "unused":
+            return []
+        if part.form == "free":
             jac = result.free.get(part.leaf)
             return [] if jac is None else [jac]
         pairs = result.pairs[part.name]

@@ -16,9 +16,16 @@ from entk._leaves import Dense, Leaf, Lookup, Outer, Tied
 from entk.torch._audit import audit
 from entk.torch._batches import batch_size, result_bytes, working_bytes
 from entk.torch._columns import Columns, as_given
-from entk.torch._engines import Engine, OneByOne, SitesDifferError, Together, UnlikeError
+from entk.torch._engines import (
+    Engine,
+    OneByOne,
+    Result,
+    SitesDifferError,
+    Together,
+    UnlikeError,
+)
 from entk.torch._network import Inputs, Network, Output
-from entk.torch._plan import Part, Seen, TableUse, make_plan
+from entk.torch._plan import Part, Plan, Seen, TableUse, make_plan
 from entk.torch._refuse import Watch, check_independent
 from entk.torch._rows import Rows, resolve
 from entk.torch._taps import Tap
@@ -46,27 +53,36 @@ class Extraction:
         self._dense = {} if structure else dict.fromkeys(self.network.parameters, "structure=False")
         self._note = ""
         self._offset = 0
+        self._made: tuple[Plan, Result] | None = None
 
-    def prepare(self, outputs: Any, *, check: bool, stream: bool = False) -> None:
-        """Find the leaves and the engine that serve this network."""
+    def prepare(self, outputs: Any, *, stream: bool = False) -> None:
+        """See that the network has gradients for each example, and find its leaves."""
         n = self.inputs.n
         several = sorted({0, n // 2, n - 1}) if n > 1 else [0, 0]
         check_independent(self.network, self._examples(several))
-        few = sorted({0, max(n - 1, 0)})  # more would cost small calls much
-        tensors = self._examples(few)
-        n_outputs = self._probe([t[0] for t in tensors])
+        n_outputs = self._probe([t[0] for t in self._examples([0])])
         self.rows = resolve(outputs, None if stream else n, n_outputs)
-        own = self.rows.of(few, len(few), tensors[0]) if n else self._any_row(tensors[0])
         self.engine: Engine = Together(self.network, self.rows)
         if self.network.scripted:
             self._fall_back("TorchScript cannot run under torch.func")
         self._replan()
-        while not self._settled(tensors, own, check=check and self.inputs.n > 0):
-            self._replan()
 
-    def _any_row(self, like: Tensor) -> Tensor:
-        """Return a row for the stand-in of a network without examples."""
-        return torch.zeros(1, self.rows.n_outputs, dtype=torch.float64, device=like.device)
+    def settle(self, batch: int | None, memory: int | str | None, *, check: bool) -> None:
+        """Find the engine that serves this network, on the first batch, whose result is kept."""
+        size = self.size(batch, memory)
+        while not self._settled(size, check=check and self.inputs.n > 0):
+            self._replan()
+            size = self.size(batch, memory)
+
+    def _batch(self, some: slice) -> tuple[list[Tensor], Tensor]:
+        """Return examples and their rows; a stand-in for a network without examples."""
+        if not self.inputs.n:
+            tensors = self._examples([0])
+            device = tensors[0].device
+            return tensors, torch.zeros(1, self.rows.n_outputs, dtype=torch.float64, device=device)
+        tensors = self.inputs.take(some, self.network.device)
+        at = slice(self._offset + some.start, self._offset + some.stop)
+        return tensors, self.rows.of(at, len(tensors[0]), tensors[0])
 
     def feed(self, inputs: Inputs) -> None:
         """Go on with other examples of the same kind."""
@@ -77,6 +93,7 @@ class Extraction:
                 "example; a store has one shape for each leaf"
             )
         self._offset += self.inputs.n
+        self._made = None
         self.inputs = self.network.inputs = inputs
 
     def _replan(self) -> None:
@@ -113,10 +130,13 @@ class Extraction:
             self._dense[error.leaf] = error.why
         self._replan()
 
-    def _settled(self, tensors: list[Tensor], own: Tensor, *, check: bool) -> bool:
-        """Try the engine on a few examples; False if the plan or the engine had to change."""
+    def _settled(self, size: int, *, check: bool) -> bool:
+        """Try the engine on a batch; False if the plan or the engine had to change."""
+        n, tried = self.inputs.n, max(size, 2)
+        tensors, own = self._batch(slice(0, min(tried, n)))
         try:
-            result = self.engine(self.plan, tensors, own)
+            with self._located(0, tried):
+                result = self.engine(self.plan, tensors, own)
         except SitesDifferError as error:
             hidden = isinstance(self.engine, Together) and not self.engine.decisions.asked
             if hidden and check:  # a use that only torch.func lets us see
@@ -129,10 +149,13 @@ class Extraction:
             _refuse_random(error)
             self._fall_back(f"torch.func: {_first_line(error)}")
             return False
+        self._made = (self.plan, result) if n and min(tried, n) == min(size, n) else None
         if not check:
             return True
-        verdict = audit(self.network, self.plan, result, tensors, own, self.rows)
+        few = sorted({0, len(own) - 1})  # more would cost small calls much
+        verdict = audit(self.network, self.plan, result, tensors, own, self.rows, few)
         if verdict.structured:
+            tensors, own = [t[few] for t in tensors], own[few]
             blamed = self._misunderstood(verdict.structured, tensors, own)
             if blamed:
                 self._demote(sorted(blamed))
@@ -168,7 +191,8 @@ class Extraction:
             result = plain(self.plan, tensors, own)
         except SitesDifferError as error:
             return frozenset({error.leaf})
-        verdict = audit(self.network, self.plan, result, tensors, own, self.rows)
+        index = range(len(own))
+        verdict = audit(self.network, self.plan, result, tensors, own, self.rows, index)
         return leaves & verdict.structured
 
     def _demote(self, leaves: list[str]) -> None:
@@ -181,6 +205,7 @@ class Extraction:
             )
 
     def _fall_back(self, why: str) -> None:
+        self._made = None
         self.engine = OneByOne(self.network, self.rows)
         self._note = f"; one example at a time ({why})"
 
@@ -206,14 +231,38 @@ class Extraction:
         columns = Columns(self.plan, n, self.rows.count, theirs)
         for number, start in enumerate(range(0, n, size)):
             some = slice(start, min(start + size, n))
-            at = slice(self._offset + some.start, self._offset + some.stop)
-            with _located(number, -(-n // size), at):
-                tensors = self.inputs.take(some, self.network.device)
-                own = self.rows.of(at, len(tensors[0]), tensors[0])
-                columns.put(start, self.engine(self.plan, tensors, own))
+            with self._located(number, size):
+                columns.put(start, self._result(some))
             report(some.stop, n)
         columns.settle()
         return columns
+
+    def _result(self, some: slice) -> Result:
+        """Return what the engine makes of examples, or made of them when it was tried."""
+        made, self._made = self._made, None
+        if made is not None and made[0] is self.plan:
+            return made[1]
+        return self.engine(self.plan, *self._batch(some))
+
+    @contextmanager
+    def _located(self, number: int, size: int) -> Iterator[None]:
+        """Say in an error which batch and examples it came from."""
+        n, first = self.inputs.n, self._offset
+        start, stop = number * size, min((number + 1) * size, n)
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            count = stop - start
+            raise MemoryLimitError(
+                f"batch {number} of {-(-n // size)} ({count} examples) does not fit the device's "
+                f"memory; pass batch_size={max(1, count // 2)} or less"
+            ) from error
+        except Exception as error:
+            error.add_note(
+                f"entk: in batch {number} of {-(-n // size)}, examples {first + start} to "
+                f"{first + stop - 1}"
+            )
+            raise
 
     def reason(self, part: Part) -> str:
         """Return why a part has its form."""
@@ -230,24 +279,6 @@ class Extraction:
         result = result_bytes(self.plan, rows)
         copies = 3 * sum(p.nbytes for p in self.network.parameters.values())
         return batch_size(given, self.inputs.n, working, result, copies, memory, device)
-
-
-@contextmanager
-def _located(number: int, batches: int, some: slice) -> Iterator[None]:
-    """Say in an error which batch and examples it came from."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        count = some.stop - some.start
-        raise MemoryLimitError(
-            f"batch {number} of {batches} ({count} examples) does not fit the device's memory; "
-            f"pass batch_size={max(1, count // 2)} or less"
-        ) from error
-    except Exception as error:
-        error.add_note(
-            f"entk: in batch {number} of {batches}, examples {some.start} to {some.stop - 1}"
-        )
-        raise
 
 
 def _first_line(error: BaseException) -> str:

@@ -99,7 +99,9 @@ class Stream:
                 self.extraction = Extraction(
                     self.module, inputs, self.output, structure=self.structure
                 )
-                self.extraction.prepare(self.outputs, check=self.audit, stream=True)
+                self.extraction.prepare(self.outputs, stream=True)
+                size = 1 if skip else self.batch_size
+                self.extraction.settle(size, self.memory, check=self.audit)
             if skip:
                 return None
             found = self.extraction
