@@ -7,7 +7,9 @@ factors. `sum` and `full` are whole calls (tracing, checks, copies to the host),
 that compiles; `dense` is the usual `vmap(grad)`, of 64 examples and counted up. Rounds are
 interleaved; milliseconds are the median, passes the median of the ratios within a round. `flops`
 are those of the compiled program, also in forward passes: more than `LIMIT` for outputs="sum" fail
-the bench. Seconds depend on bytes as well: a convolution's factors are its patches.
+the bench. Seconds depend on bytes as well: a convolution's factors are its patches. `memory` is
+what writing as many bytes as "sum" returns takes, once, into fresh memory; `gradient` is one
+ordinary gradient of the whole batch, whose backward pass "sum" cannot do without.
 """
 
 import argparse
@@ -123,6 +125,11 @@ def measure(build, n, rounds):
     }
     sizes = {what: cases[what]().nbytes for what in ("sum", "full")}
     counts = {what: f"{flops(f, params, x, what):.2f}" for what in sizes}
+    # What the bytes of "sum" take alone: memory that was not there before, written once.
+    cases["memory"] = lambda: np.full(sizes["sum"], 1, np.uint8)
+    loss = jax.jit(jax.grad(lambda p, x: f(p, x).sum()))
+    cases["gradient"] = lambda: jax.block_until_ready(loss(params, x))
+    cases["gradient"]()
     cases["forward"]()
     spent = [{what: clock(case) for what, case in cases.items()} for _ in range(rounds)]
     rows = []
@@ -139,7 +146,7 @@ def measure(build, n, rounds):
                 "forward_passes": f"{passes:.2f}",
                 "by_core_seconds": f"{by_cores:.2f}",
                 "flops": counts.get(what, ""),
-                "megabytes": f"{sizes.get(what, 0) / 1e6:.1f}",
+                "megabytes": f"{sizes.get('sum' if what == 'memory' else what, 0) / 1e6:.1f}",
             }
         )
     return rows
