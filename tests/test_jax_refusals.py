@@ -92,7 +92,7 @@ def test_while_loops_over_data_are_fine():
     [
         (lambda w, x: jnp.argmax(x @ w, 1), "int32; only floating-point outputs"),
         (lambda w, x: (x @ w).sum(), "first axis must be the batch"),
-        (lambda w, x: (x @ w[:, :1]).squeeze(), "squeezes, name the axis"),
+        (lambda w, x: (x @ w).sum(0), "must be the batch|for an example alone"),
         (lambda w, x: (x @ w).T, "first axis must be the batch"),
         (lambda w, x: jnp.fft.fft(x @ w), "complex64; only floating-point outputs"),
         (lambda w, x: None, "returns nothing"),
@@ -101,6 +101,26 @@ def test_while_loops_over_data_are_fine():
 def test_outputs_that_are_no_batch_of_numbers_are_refused(f, match):
     with pytest.raises(entk.ModelError, match=match):
         entk.jax.factors(f, W, X)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_a_squeeze_that_takes_the_axis_of_one_example_is_fine(n):
+    def f(w, x):
+        return jnp.squeeze(jnp.squeeze(jnp.tanh(x @ w)) @ w[:2, :1])
+
+    w = jnp.asarray(np.random.default_rng(0).standard_normal((6, 2)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((n, 6)), jnp.float32)
+    found = entk.jax.factors(f, w, x)
+    plain = entk.jax.factors(lambda w, x: jnp.tanh(x @ w) @ w[:2, :1], w, x)
+    assert found.n_outputs == 1
+    assert np.array_equal(entk.assemble(found), entk.assemble(plain))
+
+
+@pytest.mark.parametrize("width", [2, 3, 4])
+@pytest.mark.parametrize("audit", [True, False])
+def test_a_sum_over_the_batch_is_refused_whatever_its_width(width, audit):
+    with pytest.raises(entk.ModelError, match=r"must be\s+the batch|depend on each other"):
+        entk.jax.factors(lambda w, x: (x @ w[:, :width]).sum(0), jnp.ones((5, 5)), X, audit=audit)
 
 
 def test_no_examples_are_refused():

@@ -8,7 +8,9 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 import entk.torch  # noqa: E402
-from entk import DTypeError, InputError, MemoryLimitError, ModelError  # noqa: E402
+from bounds import assert_extracted  # noqa: E402
+from entk import DTypeError, InputError, MemoryLimitError, ModelError, reference  # noqa: E402
+from torch_oracle import difference, gradients, kernel  # noqa: E402
 
 
 class Named(nn.Module):
@@ -128,6 +130,27 @@ def test_time_on_the_first_axis_is_refused():
 def test_a_loss_over_the_batch_is_refused():
     with pytest.raises(ModelError, match=r"first axis.*output="):
         entk.torch.factors(Lambda(lambda x: x.sum()).append_linear(), torch.randn(3, 6))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_sum_over_the_batch_is_refused_whatever_its_width(width):
+    summed = nn.Sequential(nn.Linear(6, width), Lambda(lambda x: x.sum(0)))
+    with pytest.raises(ModelError, match=r"first axis|may not depend on the batch"):
+        entk.torch.factors(summed, torch.randn(3, 6))
+
+
+@pytest.mark.parametrize("outputs", ["sum", "full"])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_squeeze_that_takes_the_axis_of_one_example_is_fine(n, outputs):
+    torch.manual_seed(0)
+    first, last = nn.Conv1d(2, 4, 3), nn.Linear(4, 1)
+    squeezing = nn.Sequential(first, Lambda(torch.squeeze), last, Lambda(torch.squeeze)).double()
+    x = torch.randn(n, 2, 3, dtype=torch.float64)
+    found = entk.torch.factors(squeezing, x, outputs=outputs, batch_size=2)
+    assert found.n_outputs == 1
+    plain = nn.Sequential(first, nn.Flatten(), last)
+    want = kernel(gradients(plain, x))
+    assert_extracted(difference(reference.assemble(found), want))
 
 
 def _append_linear(self):

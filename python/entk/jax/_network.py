@@ -92,11 +92,12 @@ def _rows(out: Any, n: int) -> Array:
             f"f returns {jnp.result_type(out)}; only floating-point outputs have a real gradient."
             " Return logits, not classes (and real and imaginary parts apart)"
         )
-    if not shape or shape[0] != n:
+    # A squeeze() takes the axis of an only example, too; what is meant is seen on several.
+    squeezed = n == 1 and 1 not in shape
+    if not squeezed and (not shape or shape[0] != n):
         raise ModelError(
             f"f returns shape {shape} for a batch of {n}; the first axis must be the batch. If f is"
-            " written for one example, pass jax.vmap(f, in_axes=(None, 0)); if it squeezes,"
-            " name the axis"
+            " written for one example, pass jax.vmap(f, in_axes=(None, 0))"
         )
     return jnp.reshape(out, (n, -1))
 

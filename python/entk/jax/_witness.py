@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from entk._errors import ModelError
 from entk.jax._compat import Array
 from entk.jax._example import in_turn
 from entk.jax._network import Network
@@ -55,6 +56,12 @@ class Witness:
     def _say(self, leaves: Sequence[Array], x: Any, rows: Array) -> Any:
         """Return (together, alone, *gradients)."""
         together, alone = self.network.many(leaves, x, self.n), self._alone(leaves, x)
+        if together.shape != alone.shape:
+            raise ModelError(
+                f"f returns {together.shape[1]} numbers for each example of a batch of {self.n},"
+                f" but {alone.shape[1]} for an example alone; the first axis of what it returns"
+                " must be the batch"
+            )
         if not self._with_gradient:
             return together, alone
         _, pull = jax.vjp(lambda leaves: self.network.many(leaves, x, self.n), leaves)

@@ -240,7 +240,11 @@ def _picked(out: Any, key: str | int) -> Any:
 
 
 def _flat(out: Any, batch: int) -> Tensor:
-    """Return the tensors of `out` side by side, ``(batch, O)``."""
+    """Return the tensors of `out` side by side, ``(batch, O)``.
+
+    A network that ends in ``squeeze()`` loses the axis of an only example. What it means is seen on
+    several: those must be what the examples are one by one.
+    """
     leaves = [v for v in pytree.tree_leaves(out) if v is not None]
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
@@ -253,7 +257,8 @@ def _flat(out: Any, batch: int) -> Tensor:
                 f"the output holds a {leaf.dtype} tensor, which has no gradient; choose a real "
                 "floating part with output= (a name, an index or a function)"
             )
-        if leaf.ndim == 0 or leaf.shape[0] != batch:
+        squeezed = batch == 1 and 1 not in leaf.shape
+        if not squeezed and (leaf.ndim == 0 or leaf.shape[0] != batch):
             raise ModelError(
                 f"an output has shape {tuple(leaf.shape)} for a batch of {batch}: its first axis "
                 "must be the examples. A mean over the batch (a loss) has no gradient for each "
