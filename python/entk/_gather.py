@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from entk._kernel import Kernel
+
+# Rows of a tile that a product converts at a time: memory that stays in the caches.
+_ROWS_AT_A_TIME = 128
 
 Ints = np.ndarray[Any, np.dtype[np.intp]]
 
@@ -208,9 +212,10 @@ def product(kernel: Kernel, v: ArrayLike, *, transposed: bool) -> AnyArray:
     total = np.zeros((kernel._planes, length, columns.shape[1]), wide)
     for index in range(len(kernel._layout)):
         _, _, i0, i1, j0, j1 = kernel._layout.unit(index)
-        for plane in range(kernel._planes):
-            block = kernel._block(plane, index, (i0, i1), (j0, j1)).astype(wide)
-            to, of = ((j0, j1), (i0, i1)) if transposed else ((i0, i1), (j0, j1))
+        steps = itertools.pairwise([*range(i0, i1, _ROWS_AT_A_TIME), i1])
+        for plane, rows in itertools.product(range(kernel._planes), steps):
+            block = kernel._block(plane, index, rows, (j0, j1)).astype(wide)
+            to, of = ((j0, j1), rows) if transposed else (rows, (j0, j1))
             total[plane, slice(*to)] += (block.T if transposed else block) @ columns[slice(*of)]
             if kernel._symmetric and i0 != j0:
                 total[plane, slice(*of)] += (block if transposed else block.T) @ columns[slice(*to)]

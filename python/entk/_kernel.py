@@ -184,7 +184,7 @@ class Kernel:
         return (self[i] for i in range(len(self)))
 
     def __matmul__(self, v: ArrayLike) -> AnyArray:
-        """Multiply with a vector or matrix; sums in float64, a tile in memory at a time."""
+        """Multiply with a vector or matrix; sums in float64, a few rows of a tile at a time."""
         return _gather.product(self, v, transposed=False)
 
     def __rmatmul__(self, v: ArrayLike) -> AnyArray:
