@@ -13,7 +13,8 @@ from torch import nn  # noqa: E402
 import entk.torch  # noqa: E402
 from bounds import DIFFERENT, assert_extracted  # noqa: E402
 from entk import reference  # noqa: E402
-from torch_networks import (  # noqa: E402
+from torch_oracle import difference, engines, error, gradients, kernel, kinds  # noqa: E402
+from torch_programs import (  # noqa: E402
     Branching,
     Custom,
     Deciding,
@@ -23,7 +24,6 @@ from torch_networks import (  # noqa: E402
     OtherHalf,
     Score,
 )
-from torch_oracle import difference, engines, error, gradients, kernel, kinds  # noqa: E402
 
 
 def data(n=5, width=6):

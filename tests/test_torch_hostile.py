@@ -16,8 +16,8 @@ from torch import nn  # noqa: E402
 import entk.torch  # noqa: E402
 from bounds import DIFFERENT, assert_extracted  # noqa: E402
 from entk import ModelError, reference  # noqa: E402
-from torch_networks import Branching, Custom, Deciding, FalseProduct, OtherHalf  # noqa: E402
 from torch_oracle import difference, error, gradients, kernel, kinds  # noqa: E402
+from torch_programs import Branching, Custom, Deciding, FalseProduct, OtherHalf  # noqa: E402
 
 
 def data(n=6):

@@ -16,8 +16,9 @@ from entk import (  # noqa: E402
     StoreMismatchError,
     reference,
 )
-from torch_networks import Branching, TiedReadout  # noqa: E402
+from torch_networks import TiedReadout  # noqa: E402
 from torch_oracle import difference, kinds  # noqa: E402
+from torch_programs import Branching  # noqa: E402
 
 
 def network():
