@@ -90,6 +90,30 @@ print(json.dumps([found, bool(np.array_equal(entk.assemble(small, threads=1), wa
     assert alive
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_row_100_a_buffer_of_the_core_that_the_system_refuses_is_a_memory_error():
+    code = f"""
+import json, resource
+import sys; sys.path.insert(0, {TESTS!r})
+import numpy as np, entk
+from cases import mlp
+factors = mlp(np.random.default_rng(0), 1000, widths=((4096, 4096),))
+out = np.zeros((1000, 1000), np.float32)
+small = factors.take(slice(0, 50))
+want = entk.assemble(small, threads=1)
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (24 << 20),) * 2)
+try:
+    entk.assemble(factors, out=out, threads=1, memory=1 << 40)
+except Exception as error:
+    said = f"{{type(error).__name__}}: {{error}}"
+print(json.dumps([said, bool(np.array_equal(entk.assemble(small, threads=1), want))]))
+"""
+    said, alive = run_json(code)
+    assert said.startswith("MemoryLimitError: the system refused a buffer of "), said
+    assert alive
+
+
 def test_row_103_one_set_of_factors_and_one_store_serve_many_threads(rng, tmp_path):
     factors = mlp(rng, 60)
     kernel = entk.assemble(factors, out=tmp_path / "K.zarr", tile=7)

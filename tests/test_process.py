@@ -165,6 +165,31 @@ print(json.dumps([peak() - before, planned, limit]))
     assert measured <= planned <= limit
 
 
+@pytest.mark.parametrize(("limit", "threads"), [(64, 1), (96, 2), (512, 2)])
+def test_p24_one_side_expanded_stays_within_the_plan_and_the_limit(limit, threads):
+    code = f"""
+import json, numpy as np, entk
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(l for l in lines if l.startswith("VmHWM")).split()[1]) * 1024
+rng = np.random.default_rng(0)
+make = lambda *s: rng.standard_normal(s, np.float32)
+few = entk.Factors({{"w": entk.Outer(make(2, 4, 128), make(2, 40, 4, 128))}})
+factors = entk.Factors({{"w": entk.Outer(make(24, 16, 128), make(24, 100, 16, 128))}})
+options = {{"engine": "blas", "threads": {threads}, "memory": {limit} << 20}}
+entk.assemble(few, **options)
+plan, fused = entk.plan(factors, **options), entk.plan(factors, **options | {{"engine": "fused"}})
+before = peak()
+entk.assemble(factors, **options)
+print(json.dumps([peak() - before, plan.peak_bytes, fused.peak_bytes, str(plan)]))
+"""
+    measured, planned, fused, text = run_json(code)
+    assert "D: one side expanded" in text
+    assert measured <= planned <= limit << 20
+    # The plan is not that of the engine which has to take over where BLAS is wrong.
+    assert fused < planned
+
+
 def test_a_limit_changes_no_bits(rng):
     factors = mlp(rng, 300)
     want = entk.assemble(factors)
