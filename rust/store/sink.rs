@@ -217,21 +217,39 @@ pub(super) fn stored_rows(
 fn transpose<const W: usize>(tile: &[u8], cols: usize, first: usize, count: usize, out: &mut [u8]) {
     let (tile, out) = (tile.as_chunks::<W>().0, out.as_chunks_mut::<W>().0);
     let rows = tile.len() / cols;
-    let mut block = [[[0; W]; BLOCK]; BLOCK];
     for top in (0..rows).step_by(BLOCK) {
         let high = BLOCK.min(rows - top);
         for left in (0..count).step_by(BLOCK) {
             let wide = BLOCK.min(count - left);
-            for (row, line) in block[..high].iter_mut().enumerate() {
-                let from = (top + row) * cols + first + left;
-                line[..wide].copy_from_slice(&tile[from..from + wide]);
+            let from = &tile[top * cols + first + left..];
+            let to = &mut out[left * rows + top..];
+            if high == BLOCK && wide == BLOCK {
+                // Its loops are unrolled: the sizes are known when it is compiled.
+                exchange(from, cols, to, rows, BLOCK, BLOCK);
+            } else {
+                exchange(from, cols, to, rows, high, wide);
             }
-            for line in 0..wide {
-                let to = (left + line) * rows + top;
-                for (entry, row) in out[to..to + high].iter_mut().zip(&block) {
-                    *entry = row[line];
-                }
-            }
+        }
+    }
+}
+
+/// Copies a block of `high` lines, each `cols` entries behind the last, into `wide` lines `rows` apart.
+#[inline(always)]
+fn exchange<const W: usize>(
+    from: &[[u8; W]],
+    cols: usize,
+    to: &mut [[u8; W]],
+    rows: usize,
+    high: usize,
+    wide: usize,
+) {
+    let mut block = [[[0; W]; BLOCK]; BLOCK];
+    for (row, line) in block[..high].iter_mut().enumerate() {
+        line[..wide].copy_from_slice(&from[row * cols..row * cols + wide]);
+    }
+    for line in 0..wide {
+        for (entry, row) in to[line * rows..line * rows + high].iter_mut().zip(&block) {
+            *entry = row[line];
         }
     }
 }
