@@ -7,6 +7,7 @@ use core::ops::Range;
 use core::slice;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::cut::{Block, Cut, Macro, blocks_of, macro_tiles};
 use crate::error::Error;
 use crate::kernel::{Buffer, Isa, Layout, NR, Out, Packed, Real, Region, Sweep, Tile, sweep};
 use crate::plan::{Blocks, STEP};
@@ -14,17 +15,6 @@ use crate::program::Program;
 use crate::schedule::{PAIRS, Pass};
 use crate::side::Side;
 use crate::team::{self, Team};
-
-/// Which entries are wanted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cut {
-    /// The square of these examples with themselves: the lower half is computed, the upper is its mirror image.
-    Square(Range<usize>),
-    /// These rows against these columns.
-    Rectangle(Range<usize>, Range<usize>),
-    /// The diagonal of these examples.
-    Diagonal(Range<usize>),
-}
 
 /// One run of the core.
 pub struct Call<'a> {
@@ -53,14 +43,6 @@ struct Worker<F> {
     line: Vec<F>,
 }
 
-/// Two ranges of the same kind, which do not have to be the same range.
-#[derive(Clone, Debug)]
-struct Block {
-    rows: Range<usize>,
-    cols: Range<usize>,
-    triangle: bool,
-}
-
 /// Output pairs of one sweep and where they go.
 struct Pairs {
     list: Vec<(usize, usize)>,
@@ -74,7 +56,8 @@ impl<'a> Call<'a> {
     /// [`Error::Cancelled`], or [`Error::Allocation`].
     pub fn run<F: Real, const MR: usize>(&self, cut: &Cut) -> Result<bool, Error> {
         let tiles = |block| macro_tiles::<MR>(block, self.blocks.macro_side, cut).len();
-        let tiles = self.blocks_of(cut).iter().map(tiles).max().unwrap_or(0) * self.pairs().len();
+        let tiles = blocks_of(cut, self.blocks.side).iter().map(tiles).max().unwrap_or(0)
+            * self.pairs().len();
         // A thread without a tile would cost its start for nothing.
         team::with(self.threads.min(tiles), |team| self.run_on::<F, MR>(team, cut))
     }
@@ -86,7 +69,7 @@ impl<'a> Call<'a> {
         let passes = &self.blocks.schedule.passes;
         let mut packed: Option<(Range<usize>, Side<F>)> = None;
         let mut packed_cols: Option<(Range<usize>, Side<F>)> = None;
-        for block in self.blocks_of(cut) {
+        for block in blocks_of(cut, self.blocks.side) {
             if single {
                 let empty = Pass::default();
                 let pass = passes.first().unwrap_or(&empty);
@@ -143,7 +126,7 @@ impl<'a> Call<'a> {
         let area = |block: &Block| -> u64 {
             macro_tiles::<MR>(block, self.blocks.macro_side, cut).iter().map(Macro::area).sum()
         };
-        self.blocks_of(cut).iter().map(area).sum::<u64>() * passes as u64
+        blocks_of(cut, self.blocks.side).iter().map(area).sum::<u64>() * passes as u64
     }
 
     fn workers<F: Real, const MR: usize>(&self) -> Result<Vec<Worker<F>>, Error> {
@@ -161,39 +144,6 @@ impl<'a> Call<'a> {
                 })
             })
             .collect()
-    }
-
-    fn blocks_of(&self, cut: &Cut) -> Vec<Block> {
-        let ranges = |range: &Range<usize>| -> Vec<Range<usize>> {
-            let starts = range.clone().step_by(self.blocks.side);
-            starts.map(|start| start..(start + self.blocks.side).min(range.end)).collect()
-        };
-        match cut {
-            Cut::Square(range) => {
-                let parts = ranges(range);
-                let lower = (0..parts.len()).flat_map(|i| (0..=i).map(move |j| (i, j)));
-                lower
-                    .map(|(i, j)| {
-                        let (rows, cols) = (parts[i].clone(), parts[j].clone());
-                        Block { rows, cols, triangle: i == j }
-                    })
-                    .collect()
-            }
-            Cut::Rectangle(rows, cols) => {
-                let cols = ranges(cols);
-                let block = |rows: &Range<usize>, cols: &Range<usize>| Block {
-                    rows: rows.clone(),
-                    cols: cols.clone(),
-                    triangle: false,
-                };
-                let rows = ranges(rows);
-                rows.iter().flat_map(|rows| cols.iter().map(|cols| block(rows, cols))).collect()
-            }
-            Cut::Diagonal(range) => ranges(range)
-                .into_iter()
-                .map(|rows| Block { cols: rows.clone(), rows, triangle: true })
-                .collect(),
-        }
     }
 
     fn pairs(&self) -> Vec<Pairs> {
@@ -254,47 +204,6 @@ impl<F> Kept<'_, F> {
     fn none() -> Self {
         Self { acc: &mut [], partial: &mut [] }
     }
-}
-
-/// Panels of a macro tile.
-#[derive(Clone, Debug)]
-struct Macro {
-    p: Range<usize>,
-    q: Range<usize>,
-    entries: u64,
-}
-
-impl Macro {
-    fn area(&self) -> u64 {
-        self.entries
-    }
-}
-
-/// Macro tiles of a block, those on the diagonal last: they are the small change that evens out the workers.
-fn macro_tiles<const MR: usize>(block: &Block, side: usize, cut: &Cut) -> Vec<Macro> {
-    let cuts = |len: usize| (0..len).step_by(side).map(move |a| a..(a + side).min(len));
-    let mut below = Vec::new();
-    let mut diagonal = Vec::new();
-    for rows in cuts(block.rows.len()) {
-        for cols in cuts(block.cols.len()) {
-            let on = rows.start == cols.start;
-            let wanted = match cut {
-                Cut::Diagonal(_) => on,
-                _ => !block.triangle || cols.start <= rows.start,
-            };
-            if wanted {
-                let half = if block.triangle && on { 2 } else { 1 };
-                let tile = Macro {
-                    p: rows.start / MR..rows.end.div_ceil(MR),
-                    q: cols.start / NR..cols.end.div_ceil(NR),
-                    entries: (rows.len() * cols.len() / half) as u64,
-                };
-                if block.triangle && on { diagonal.push(tile) } else { below.push(tile) }
-            }
-        }
-    }
-    below.append(&mut diagonal);
-    below
 }
 
 struct Job<'j, 'a> {

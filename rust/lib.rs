@@ -18,6 +18,7 @@
 //! | [`schedule`] | terms to passes and groups |
 //! | [`plan`] | blocks and bytes, from a memory limit |
 //! | [`cost`] | flops |
+//! | [`cut`](cut::Cut) | which entries, in blocks and macro tiles |
 //! | [`block`] | one block of the kernel: pack (`side.rs`), sweep, write |
 //! | [`gemm`] | the same by BLAS |
 //! | [`blas`] | SciPy's BLAS |
@@ -34,6 +35,7 @@ pub mod blas;
 pub mod block;
 pub mod contraction;
 pub mod cost;
+pub mod cut;
 pub mod error;
 pub mod gemm;
 #[allow(unsafe_code, reason = "views, buffers, the result's pointer, and instruction sets")]

@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use entk::block::{Call, Cut};
+use entk::block::Call;
 use entk::cost::Cost;
+use entk::cut::Cut;
 use entk::kernel::{DType, Isa, MR_F32, MR_F64, Out, Real, View};
 use entk::plan::{Blocks, STEP, Sizes};
 use entk::program::{Entry, Leaf, Mode, Program, Use};

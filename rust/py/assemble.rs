@@ -13,8 +13,9 @@ use pyo3::types::{PyDict, PyList};
 
 use super::array::{Held, HeldLeaves};
 use super::error::{panicked, to_python};
-use crate::block::{Call, Cut};
+use crate::block::Call;
 use crate::cost::Cost;
+use crate::cut::Cut;
 use crate::error::Error;
 use crate::kernel::{Isa, MR_F32, MR_F64, Out, Scan, View};
 use crate::plan::{Blocks, Sizes};

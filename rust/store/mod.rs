@@ -44,6 +44,8 @@ pub mod zarr_read;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_disk;
+#[cfg(test)]
 mod tests_reads;
 
 pub use fault::Fault;

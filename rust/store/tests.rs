@@ -1,34 +1,31 @@
 //! Promises of both formats: power cuts, failing operations, damaged files.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
 
 use rustix::io::Errno;
 
 use super::fault::{Fault, Result};
 use super::faulty::{Failure, Faulty};
 use super::grid::{Grid, Triangle};
-use super::lock::Lock;
-use super::log::encode;
 use super::npy::{self, NpySink};
 use super::npy_read::NpyReader;
 use super::power::{Dice, Power};
 use super::sink::{Paths, Reader, Sink, sidecar};
-use super::vfs::{Disk, Vfs};
+use super::vfs::Vfs;
 use super::zarr::ZarrSink;
 use super::zarr_read::ZarrReader;
 
-const UNFINISHED: &[u8] = b"unfinished";
-const FINISHED: &[u8] = b"finished, and longer";
+pub(super) const UNFINISHED: &[u8] = b"unfinished";
+pub(super) const FINISHED: &[u8] = b"finished, and longer";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Format {
+pub(super) enum Format {
     Npy,
     Zarr,
 }
 
 /// Ten units of at most 4 x 4 entries, with a ragged edge.
-fn grid(triangle: Triangle) -> Grid {
+pub(super) fn grid(triangle: Triangle) -> Grid {
     Grid::new(&[14, 14], 4, 4, true, triangle).unwrap()
 }
 
@@ -38,7 +35,7 @@ fn entry(row: usize, col: usize) -> f32 {
     (row * 100 + col) as f32
 }
 
-fn tile(grid: &Grid, index: usize) -> Vec<u8> {
+pub(super) fn tile(grid: &Grid, index: usize) -> Vec<u8> {
     let unit = grid.unit(index);
     let cols = unit.cols;
     unit.rows
@@ -47,7 +44,7 @@ fn tile(grid: &Grid, index: usize) -> Vec<u8> {
         .collect()
 }
 
-fn begin<V: Vfs + Clone + 'static>(
+pub(super) fn begin<V: Vfs + Clone + 'static>(
     format: Format,
     vfs: &V,
     paths: &Paths,
@@ -59,7 +56,7 @@ fn begin<V: Vfs + Clone + 'static>(
     })
 }
 
-fn reader<V: Vfs + Clone + 'static>(
+pub(super) fn reader<V: Vfs + Clone + 'static>(
     format: Format,
     vfs: &V,
     path: &Path,
@@ -72,7 +69,12 @@ fn reader<V: Vfs + Clone + 'static>(
 }
 
 /// What `assemble(out=path, resume=True)` does with a store.
-fn job<V: Vfs + Clone + 'static>(format: Format, vfs: &V, paths: &Paths, grid: Grid) -> Result<()> {
+pub(super) fn job<V: Vfs + Clone + 'static>(
+    format: Format,
+    vfs: &V,
+    paths: &Paths,
+    grid: Grid,
+) -> Result<()> {
     let there = vfs.stat(&paths.target).map_err(|error| Fault::io("stat", &paths.target, error))?;
     if there.is_some() {
         return if format == Format::Npy { npy::tidy(vfs, paths) } else { Ok(()) };
@@ -88,12 +90,17 @@ fn job<V: Vfs + Clone + 'static>(format: Format, vfs: &V, paths: &Paths, grid: G
     sink.finish(FINISHED, false)
 }
 
-fn marks(done: &[bool], wanted: bool) -> Vec<usize> {
+pub(super) fn marks(done: &[bool], wanted: bool) -> Vec<usize> {
     (0..done.len()).filter(|&index| done[index] == wanted).collect()
 }
 
 /// Every entry of a finished store, through its reader, with all checksums.
-fn expect_whole<V: Vfs + Clone + 'static>(format: Format, vfs: &V, paths: &Paths, grid: Grid) {
+pub(super) fn expect_whole<V: Vfs + Clone + 'static>(
+    format: Format,
+    vfs: &V,
+    paths: &Paths,
+    grid: Grid,
+) {
     let store = reader(format, vfs, &paths.target, grid).unwrap();
     assert!(store.done().unwrap().iter().all(|&done| done));
     for index in 0..grid.units() {
@@ -255,167 +262,4 @@ fn a_share_that_finishes_a_zarr_makes_the_chunks_of_the_others_safe() {
         expect_whole(Format::Zarr, &after, &paths, grid);
     }
     late.commit().expect("its directories have another name now");
-}
-
-/// A directory of this test, removed when dropped.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("entk-store-{}-{id}", std::process::id()));
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn paths(&self) -> Paths {
-        Paths::new(&self.0.join("K.npy"))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-#[test]
-fn the_real_disk_holds_what_was_written() {
-    for format in [Format::Npy, Format::Zarr] {
-        for triangle in [Triangle::Full, Triangle::Lower] {
-            let folder = Folder::new();
-            job(format, &Disk, &folder.paths(), grid(triangle)).unwrap();
-            expect_whole(format, &Disk, &folder.paths(), grid(triangle));
-        }
-    }
-}
-
-#[test]
-fn nothing_but_the_store_is_left_on_the_real_disk() {
-    for (format, want) in [(Format::Npy, &["K.npy", "K.npy.entk"][..]), (Format::Zarr, &["K.npy"])]
-    {
-        let folder = Folder::new();
-        job(format, &Disk, &folder.paths(), grid(Triangle::Full)).unwrap();
-        let mut names = Disk.list(&folder.0).unwrap();
-        names.sort();
-        assert_eq!(names, want);
-    }
-}
-
-#[test]
-fn what_killed_writers_left_in_the_store_is_swept() {
-    for format in [Format::Npy, Format::Zarr] {
-        let folder = Folder::new();
-        let (paths, grid) = (folder.paths(), grid(Triangle::Full));
-        begin(format, &Disk, &paths, grid).unwrap();
-        let dir = match format {
-            Format::Npy => sidecar(&paths.partial),
-            Format::Zarr => paths.partial.clone(),
-        };
-        std::fs::write(dir.join("manifest.json.1.2.3.tmp"), "half").unwrap();
-        job(format, &Disk, &paths, grid).unwrap();
-        let dir = if format == Format::Npy { sidecar(&paths.target) } else { paths.target };
-        assert!(Disk.list(&dir).unwrap().iter().all(|name| !name.ends_with(".tmp")));
-    }
-}
-
-#[test]
-fn a_changed_byte_is_found_in_every_tile() {
-    for format in [Format::Npy, Format::Zarr] {
-        let folder = Folder::new();
-        let (paths, grid) = (folder.paths(), grid(Triangle::Full));
-        job(format, &Disk, &paths, grid).unwrap();
-        let file = match format {
-            Format::Npy => paths.target.clone(),
-            Format::Zarr => paths.target.join("kernel/c/1/2"),
-        };
-        let mut bytes = std::fs::read(&file).unwrap();
-        let middle = bytes.len() - 30;
-        bytes[middle] ^= 4;
-        std::fs::write(&file, bytes).unwrap();
-        let store = reader(format, &Disk, &paths.target, grid).unwrap();
-        let bad: Vec<usize> =
-            (0..grid.units()).filter(|&index| store.check(index, true).is_err()).collect();
-        assert_eq!(bad.len(), 1, "{format:?}");
-    }
-}
-
-#[test]
-fn a_missing_chunk_is_an_error_and_never_filled() {
-    let folder = Folder::new();
-    let (paths, grid) = (folder.paths(), grid(Triangle::Full));
-    job(Format::Zarr, &Disk, &paths, grid).unwrap();
-    std::fs::remove_file(paths.target.join("kernel/c/3/1")).unwrap();
-    let store = reader(Format::Zarr, &Disk, &paths.target, grid).unwrap();
-    assert_eq!(marks(&store.done().unwrap(), false).len(), 1);
-    let missing = (0..grid.units()).find_map(|index| store.check(index, true).err()).unwrap();
-    assert_eq!(missing.to_string(), "chunk c/3/1 is missing");
-}
-
-#[test]
-fn links_in_a_store_are_refused() {
-    let folder = Folder::new();
-    let (paths, grid) = (folder.paths(), grid(Triangle::Full));
-    job(Format::Zarr, &Disk, &paths, grid).unwrap();
-    let row = paths.target.join("kernel/c/3");
-    std::fs::rename(&row, folder.0.join("elsewhere")).unwrap();
-    std::os::unix::fs::symlink(folder.0.join("elsewhere"), &row).unwrap();
-    let store = reader(Format::Zarr, &Disk, &paths.target, grid).unwrap();
-    assert!(matches!(store.check(6, true), Err(Fault::UnsafePath(_))));
-}
-
-#[test]
-fn a_tile_recorded_twice_counts_only_if_its_bytes_match_the_last_record() {
-    let (paths, grid) = (Paths::new(Path::new("K")), grid(Triangle::Full));
-    for (last, sound) in [(crc32c::crc32c(&tile(&grid, 0)), true), (1, false)] {
-        let disk = Power::new(u64::MAX);
-        let mut sink = begin(Format::Npy, &disk, &paths, grid).unwrap();
-        sink.write(0, &tile(&grid, 0)).unwrap();
-        sink.commit().unwrap();
-        let path = sidecar(&paths.partial).join(npy::LOG);
-        let log = disk.open(&path, super::vfs::How::Edit).unwrap();
-        disk.pwrite(&log, &encode(0, 2, 1), 32).unwrap();
-        disk.pwrite(&log, &encode(0, last, 2), 64).unwrap();
-        assert_eq!(begin(Format::Npy, &disk, &paths, grid).is_ok(), sound);
-    }
-}
-
-#[test]
-fn the_second_writer_is_told_who_the_first_is() {
-    let folder = Folder::new();
-    let paths = folder.paths();
-    let take = |shared| Lock::take(&Disk, &paths.lock, &paths.target, shared);
-    let alone = take(false).unwrap();
-    for shared in [false, true] {
-        let text = take(shared).unwrap_err().to_string();
-        assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
-    }
-    alone.release(&Disk);
-    let first = take(true).unwrap();
-    let second = take(true).unwrap();
-    assert!(take(false).is_err());
-    first.release(&Disk);
-    assert!(paths.lock.exists(), "a share still holds it");
-    second.release(&Disk);
-    assert!(!paths.lock.exists());
-}
-
-#[test]
-fn two_shares_fill_one_store() {
-    for format in [Format::Npy, Format::Zarr] {
-        let folder = Folder::new();
-        let (paths, grid) = (folder.paths(), grid(Triangle::Full));
-        let mut shares: Vec<_> =
-            (0..2).map(|_| begin(format, &Disk, &paths, grid).unwrap()).collect();
-        for index in 0..grid.units() {
-            let share = &mut shares[index % 2];
-            share.write(index, &tile(&grid, index)).unwrap();
-            share.commit().unwrap();
-        }
-        for share in &mut shares {
-            share.finish(FINISHED, false).unwrap();
-        }
-        expect_whole(format, &Disk, &paths, grid);
-    }
 }
