@@ -121,10 +121,11 @@ def chosen_branches(dtype):
 
         x = jax.lax.cond(x.sum() > 0, lambda h: h @ p["A"], lambda h: -h, x)
         x = jax.lax.switch(jnp.argmax(x[:3]), [layer(k) for k in range(3)], x)
-        return jnp.where(x.sum() > 0, p["R"], p["R"]).T @ x
+        some = jnp.where(x.sum() > 0, p["V"], 0.5).T @ x
+        return jnp.where(x.sum() > 0, p["R"], p["R"]).T @ x + some
 
-    p = {"A": new(6, 6), "R": new(6, 3), "W": new(3, 6, 6)}
-    kinds = {"A": "Outer", "R": "Dense"} | {f"W[{k}]": "Outer" for k in range(3)}
+    p = {"A": new(6, 6), "R": new(6, 3), "V": new(6, 3), "W": new(3, 6, 6)}
+    kinds = {"A": "Outer", "R": "Dense", "V": "Outer"} | {f"W[{k}]": "Outer" for k in range(3)}
     return jax.vmap(one, in_axes=(None, 0)), p, new(6, 6), kinds
 
 

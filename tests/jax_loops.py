@@ -68,3 +68,49 @@ def counted_loop(dtype):
         return jax.lax.fori_loop(0, 3, lambda _, h: jnp.tanh(h @ p), x)
 
     return f, new(6, 6), new(3, 6), {"params": "Outer"}
+
+
+@network
+def branches_of_a_loop(dtype):
+    """Layers that take turns, one of them with a loop of its own, and a table read by one."""
+    new = Numbers(dtype)
+
+    def f(p, tokens):
+        def plain(h, own):
+            return jnp.tanh(h @ p["A"] + h @ own)
+
+        def looped(h, own):
+            return jax.lax.fori_loop(0, 2, lambda _, g: jnp.tanh(g @ p["B"] + g @ own), h)
+
+        def reading(h, own):
+            return h + p["E"][tokens[:, 0]] @ own
+
+        def layer(h, now):
+            step, own = now
+            return jax.lax.switch(step % 3, [plain, looped, reading], h, own), None
+
+        start = jnp.tanh(p["E"][tokens]).sum(1)
+        return jax.lax.scan(layer, start, (jnp.arange(5), p["W"]))[0]
+
+    p = {"A": new(6, 6), "B": new(6, 6), "E": new(9, 6), "W": new(5, 6, 6)}
+    kinds = {"A": "Outer", "B": "Outer", "E": "Lookup", "W": "Outer"}
+    return f, p, ids(3, 2, below=9), kinds
+
+
+@network
+def a_branch_for_all(dtype):
+    """A switch that does not depend on the example, and a branch that gives a parameter back."""
+    new = Numbers(dtype)
+
+    def f(p, x):
+        hidden = jax.lax.cond(
+            p["on"] > 0,
+            lambda h, w: jnp.tanh(h @ jnp.concatenate([w, p["B"]], 1)),
+            lambda h, w: jnp.tanh(h @ jnp.concatenate([p["B"], w], 1)) * 0,
+            x,
+            p["A"],
+        )
+        return hidden @ jax.lax.cond(p["on"] > 0, lambda w: w, lambda w: -w, p["R"])
+
+    p = {"A": new(8, 3), "B": new(8, 3), "R": new(6, 2), "on": jnp.array(1)}
+    return f, p, new(4, 8), {"A": "Outer", "B": "Outer", "R": "Dense"}

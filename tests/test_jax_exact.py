@@ -14,6 +14,7 @@ from jax_oracle import error, jacobian, summed
 
 # All outputs share everything with their sum but the axis of rows; a few networks of each shape.
 FULL = ["mlp", "fused_qkv", "heads", "tied_table", "lookups", "nested_loops", "ragged_experts"]
+FULL += ["branches_of_a_loop", "chosen_branches", "gates_of_a_cell"]
 
 
 NAMES = [name for name in BUILDERS if BUILDERS[name].__module__ != "jax_libraries"]

@@ -57,7 +57,7 @@ def walk_scan(eqn: Any, operands: list[Any], taps: Taps, walk: Walk) -> list[Any
     loop = Loop(taps.n_loops, scan.length)
     seen = _seen_inside(scan, operands, loop, taps)
     sites = _sites_inside(scan, seen, taps, walk)
-    eps = _eps_of(sites, taps)
+    eps = eps_of(sites, taps)
     if any(one is not None for one in eps):
         outs, records = _run(scan, operands, seen, eps, walk)
     else:
@@ -87,20 +87,36 @@ def _seen_inside(scan: _Scan, operands: list[Any], loop: Loop, taps: Taps) -> li
     return [*consts, *kept, *stacked]
 
 
-def _eps_of(sites: list[Site], taps: Taps) -> list[Array | None]:
+def eps_of(sites: list[Site], taps: Taps) -> list[Array | None]:
+    """Return the perturbations of the sites that come next."""
     start = len(taps.sites)
     return [None] * len(sites) if taps.eps is None else list(taps.eps[start : start + len(sites)])
 
 
 def _sites_inside(scan: _Scan, seen: list[Any], taps: Taps, walk: Walk) -> list[Site]:
-    """Find the body's sites on shapes alone."""
-    jaxpr, _ = opened(scan.body)
+    """Find the body's sites."""
+    return sites_of(scan.body, seen, taps, walk, "loop", scan.fixed)
+
+
+def sites_of(
+    body: Any,
+    seen: list[Any],
+    taps: Taps,
+    walk: Walk,
+    what: str,
+    fixed: frozenset[int] = frozenset(),
+) -> list[Site]:
+    """Find the sites of a body on shapes alone; parameters among its outputs but `fixed` are dense.
+
+    `seen` are its operands, as far as they are views.
+    """
+    jaxpr, _ = opened(body)
     local = Taps(n_loops=taps.n_loops)
 
     def look(values: list[Array]) -> None:
-        outs = walk(*opened(scan.body), _all_as_views(seen, values), local)
-        escaping = [out for k, out in enumerate(outs) if k not in scan.fixed]
-        local.make_dense(escaping, "an output of a loop, which keeps no structure")
+        outs = walk(*opened(body), as_views(seen, values), local)
+        escaping = [out for k, out in enumerate(outs) if k not in fixed]
+        local.make_dense(escaping, f"an output of a {what}, which keeps no structure")
 
     jax.eval_shape(look, [abstract(v.aval.shape, v.aval.dtype) for v in jaxpr.invars])
     taps.n_loops = local.n_loops
@@ -119,7 +135,7 @@ def _run(
     def step(carry: list[Array], at_step: Any) -> Any:
         slices, eps = at_step
         local = Taps(eps=eps)
-        values = _all_as_views(seen, [*consts, *carry, *slices])
+        values = as_views(seen, [*consts, *carry, *slices])
         outs = [raw(out) for out in walk(*opened(scan.body), values, local)]
         return outs[: scan.n_carry], (outs[scan.n_carry :], local.records)
 
@@ -134,7 +150,8 @@ def _run(
     return [*carry, *stacked], records
 
 
-def _all_as_views(seen: list[Any], values: list[Array]) -> list[Any]:
+def as_views(seen: list[Any], values: list[Array]) -> list[Any]:
+    """Return `values` as the views that stand in their places in `seen`."""
     return [_as_view(view, value) for view, value in zip(seen, values, strict=True)]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from entk.jax._branches import walk_cond
 from entk.jax._compat import INLINE, Array, bind, is_literal, opened
 from entk.jax._joins import joined
 from entk.jax._scan import walk_scan
@@ -51,6 +52,8 @@ def _step(eqn: Any, operands: list[Any], taps: Taps) -> list[Any]:
         return walk(jaxpr, consts, operands, taps)
     if eqn.primitive.name == "scan":
         return walk_scan(eqn, operands, taps, walk)
+    if eqn.primitive.name == "cond":
+        return walk_cond(eqn, operands, taps, walk)
     outs = bind(eqn, [raw(value) for value in operands])
     if eqn.primitive.name == "optimization_barrier":
         return [_beside(value, out) for value, out in zip(operands, outs, strict=True)]
@@ -96,7 +99,6 @@ _FLAT = {"stop_gradient", "sign", "round", "floor", "ceil"}
 def _operation(eqn: Any) -> str:
     name = str(eqn.primitive.name)
     words = {
-        "cond": "a branch (cond)",
         "custom_jvp_call": "a custom_jvp function",
         "custom_vjp_call": "a custom_vjp function",
         "while": "a while loop",
