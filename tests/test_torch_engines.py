@@ -169,6 +169,20 @@ def test_a_network_that_uses_torch_func_itself_is_exact(make):
     assert engines(factors) == "vmap"
 
 
+@pytest.mark.parametrize(("size", "runs"), [(None, 1), (5, 1), (2, 3), (1, 6)])
+def test_the_batch_that_the_engine_is_tried_on_is_kept(size, runs, monkeypatch):
+    """Only of single examples two are tried at once, and run again."""
+    from entk.torch._engines import Together
+
+    counted, once = [], Together._batch
+    monkeypatch.setattr(Together, "_batch", lambda *args: counted.append(1) or once(*args))
+    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x = data()
+    factors = entk.torch.factors(module, x, batch_size=size, outputs="full")
+    assert len(counted) == runs
+    assert_extracted(difference(reference.assemble(factors), kernel(gradients(module, x))))
+
+
 def test_prelu_is_right_where_nested_vmap_is_not():
     module = nn.Sequential(nn.Linear(6, 5), nn.PReLU(5), nn.Linear(5, 4)).double()
     relative, factors = error(module, data(), "full")
