@@ -2,7 +2,6 @@
 
 import signal
 import time
-import warnings
 
 import pytest
 
@@ -55,7 +54,6 @@ def process():
         "checkpoints": [checkpointing.CheckpointFunction.apply, *_generators()],
         "anomalies": torch.is_anomaly_enabled(),
         "interrupts": signal.getsignal(signal.SIGINT),
-        "warnings": list(warnings.filters),
     }
 
 

@@ -182,3 +182,9 @@ def test_no_bit_of_the_factors_depends_on_what_the_caller_set():
     for name in ("0.weight", "2.weight"):
         assert np.array_equal(found[name].acts, plain[name].acts)
         assert np.array_equal(found[name].cots, plain[name].cots)
+
+
+def test_the_filters_of_warnings_are_as_before():
+    before = list(warnings.filters)
+    entk.torch.factors(nn.Linear(5, 3), torch.randn(4, 5))
+    assert warnings.filters == before

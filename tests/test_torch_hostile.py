@@ -250,3 +250,38 @@ def test_a_branch_would_be_wrong_if_the_tables_were_not_compared(monkeypatch):
     monkeypatch.setattr(_engines, "_check_tables", lambda *_: None)
     wrong, _ = error(module, x)
     assert wrong > DIFFERENT
+
+
+class Aside(nn.Module):
+    """A network that reaches one of its parameters past the attribute."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.first = nn.Linear(6, 5, dtype=torch.float64)
+        self.last = nn.Linear(5, 3, dtype=torch.float64)
+        weight = self.first.weight
+        ways = {
+            "list": lambda: weight,
+            "closure": lambda: weight * 1.0,
+            "made before": lambda made=weight.T: made.T,
+        }
+        self.reached = ways[how]
+
+    def forward(self, x):
+        return self.last(torch.tanh(nn.functional.linear(x, self.reached(), self.first.bias)))
+
+
+@pytest.mark.parametrize("audit", [True, False])
+@pytest.mark.parametrize("how", ["list", "closure", "made before"])
+def test_a_parameter_that_is_reached_past_its_name_is_refused(how, audit):
+    module = Aside(how)
+    with pytest.raises(ModelError, match=r"layer 'first.weight'.*by another way than its name"):
+        entk.torch.factors(module, data(), audit=audit)
+
+
+def test_a_parameter_that_is_only_looked_at_past_its_name_is_fine():
+    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    weight = module[0].weight
+    module.register_forward_pre_hook(lambda *_: print(weight.norm()))
+    relative, _ = error(module, data(), "sum")
+    assert_extracted(relative)

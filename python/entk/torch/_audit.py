@@ -17,6 +17,7 @@ from entk.torch import _precision
 from entk.torch._engines import Pair, Result
 from entk.torch._network import Network, pulled_back
 from entk.torch._plan import Part, Plan, TableUse
+from entk.torch._refuse import check_reached
 from entk.torch._rows import Rows
 
 # A wrong form is wrong by its own size. Rounding is relative to the leaf's largest entry, for
@@ -83,14 +84,15 @@ def reference(
         for k, p in network.parameters.items()
     }
 
-    def work() -> Sequence[Tensor | None]:
+    def work() -> tuple[Tensor, Sequence[Tensor | None]]:
         out = network.single(example)
         if not out.requires_grad:
-            return [None] * len(free)
+            return out, [None] * len(free)
         row = direction.to(out.dtype)
-        return pulled_back(out, list(free.values()), row)
+        return out, pulled_back(out, list(free.values()), row)
 
-    grads = network.substituted(free, work)
+    out, grads = network.substituted(free, work)
+    check_reached(network, out)
     return {k: None if g is None else g.detach() for k, g in zip(free, grads, strict=True)}
 
 

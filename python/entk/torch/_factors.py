@@ -26,14 +26,14 @@ from entk.torch._engines import (
 )
 from entk.torch._network import Inputs, Network, Output
 from entk.torch._plan import Part, Plan, Seen, TableUse, make_plan
-from entk.torch._refuse import Watch, check_independent
+from entk.torch._refuse import Watch, check_independent, check_reached
 from entk.torch._rows import Rows, resolve
 from entk.torch._taps import Tap
 
 _UNWATCHED = "the network does something else while it is watched"
 
 # What a network that runs by itself may raise under torch.func.
-_CANNOT = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, AttributeError)
+_CANNOT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -113,15 +113,16 @@ class Extraction:
         """Watch one example, and return the number of its outputs."""
         tap = Tap({k: p for k, p in self.network.parameters.items() if k not in self._dense})
 
-        def work() -> int:
+        def work() -> Tensor:
             with Watch(self.network.names), tap:
-                return self.network.single(example).shape[0]
+                return self.network.single(example)
 
-        n_outputs: int = self.network.substituted(self.network.parameters, work)
-        if n_outputs == 0:
+        out: Tensor = self.network.substituted(self.network.parameters, work)
+        check_reached(self.network, out)
+        if len(out) == 0:
             raise InputError("the network has no outputs: its output has 0 numbers an example")
         self._seen = Seen(tap.sites, tap.dense)
-        return n_outputs
+        return len(out)
 
     def _differs(self, error: SitesDifferError) -> None:
         """Take into account what one more example showed."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from entk._errors import ModelError
@@ -41,6 +42,7 @@ _RANDOM = {
     for home in (torch, Tensor)
     if hasattr(home, word)
 } | {F.gumbel_softmax}
+_CONTROL = {"cond", "while_loop"}
 _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 
 
@@ -65,6 +67,11 @@ class Watch(TorchFunctionMode):
                 f"{_where(self._names)} draws random numbers ({operation}), so its output is no "
                 "function of the example. Call module.eval() first; a functional dropout needs "
                 "training=self.training"
+            )
+        if getattr(func, "__name__", "") in _CONTROL and isinstance(func, HigherOrderOperator):
+            raise ModelError(
+                f"{_where(self._names)} uses torch.{func.__name__}, through which no gradient of "
+                "the parameters is followed here. Write it with torch.where, or as Python's own if"
             )
         if _mixes(func, args, kwargs):
             raise ModelError(
@@ -156,6 +163,35 @@ def _refuse_writes(network: Network) -> None:
                 "changes the outputs of the next run, so that they are no function of the example. "
                 "Compute with a changed copy instead (w = 0.5 * self.w)"
             )
+
+
+def check_reached(network: Network, out: Tensor) -> None:
+    """Raise `ModelError` if the outputs depend on a parameter itself, past the copy in its place.
+
+    Its gradient would be missed, by every comparison too.
+    """
+    own = {
+        id(p): name
+        for name, p in network.module.named_parameters()
+        if name in network.parameters and name not in network.scripted
+    }
+    nodes = [out.grad_fn]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        name = own.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            raise ModelError(
+                f"layer {name!r}: the network reaches this parameter by another way than its name "
+                "(a list, a closure, a tensor made of it in __init__), so that another value "
+                "cannot stand in its place. Use the attribute itself in forward, or hold it in an "
+                "nn.ParameterList"
+            )
+        fresh = {after for after, _ in node.next_functions} - seen
+        seen |= fresh
+        nodes.extend(fresh)
 
 
 def _quiet(network: Network, tensors: Sequence[Tensor]) -> Tensor:
