@@ -127,6 +127,20 @@ def test_time_on_the_first_axis_is_refused():
         entk.torch.factors(nn.RNN(6, 5), torch.randn(3, 2, 6), output=0)
 
 
+@pytest.mark.filterwarnings("ignore")  # what PyTorch's compiler says of itself
+def test_a_branch_that_pytorch_compiles_is_refused():
+    class Choosing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return torch.cond(x.sum() > 0, self.a.forward, self.b.forward, (x,))
+
+    with pytest.raises(ModelError, match=r"uses torch\.cond.*torch\.where"):
+        entk.torch.factors(Choosing(), torch.randn(3, 6))
+
+
 def test_a_loss_over_the_batch_is_refused():
     with pytest.raises(ModelError, match=r"first axis.*output="):
         entk.torch.factors(Lambda(lambda x: x.sum()).append_linear(), torch.randn(3, 6))
