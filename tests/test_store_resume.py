@@ -39,6 +39,16 @@ def test_resume_starts_afresh_where_nothing_is(factors, path):
     assert finish(factors, path) == TILES
 
 
+@pytest.mark.parametrize("length", [0, 40, 128])
+def test_a_file_whose_header_was_not_written_yet_holds_no_tiles(factors, tmp_path, length):
+    path = tmp_path / "K.npy"
+    interrupted(factors, path, tiles=0)
+    os.truncate(f"{path}.partial", length)
+    with pytest.raises(entk.StoreIncompleteError, match="holds no tiles; resume=True goes on"):
+        entk.open(path, partial=True)
+    assert finish(factors, path) == TILES
+
+
 def test_row_80_resume_of_a_complete_store_does_no_work(factors, path):
     entk.assemble(factors, out=path, tile=TILE)
     before = {p: p.stat().st_mtime_ns for p in [path, *path.parent.rglob("*")] if p.is_file()}

@@ -28,12 +28,18 @@ impl<V: Vfs> NpyReader<V> {
     /// Opens the matrix `path` with the log in the directory `side`.
     ///
     /// # Errors
-    /// [`Fault::Corrupt`] if the file is shorter or longer than its shape.
+    /// [`Fault::Corrupt`] if the file is shorter or longer than its shape; [`Fault::Incomplete`] if that is so because an assembly was
+    /// stopped before its first tile.
     pub fn open(vfs: V, path: &Path, side: &Path, grid: Grid) -> Result<Self> {
         let data = vfs.open(path, How::Read).map_err(|error| Fault::io("open", path, error))?;
-        let start = check_header(&vfs, &data, path, &grid)?;
         let log = Log::open(&vfs, &side.join(LOG), How::Read)?;
         let found = log.read(&vfs, grid.units())?;
+        let begun = found.records == 0 && path.extension().is_some_and(|end| end == "partial");
+        let start = check_header(&vfs, &data, path, &grid).map_err(|fault| {
+            let name = path.display();
+            let text = format!("{name} was begun and holds no tiles; resume=True goes on with it");
+            if begun { Fault::Incomplete(text) } else { fault }
+        })?;
         Ok(Self { vfs, path: path.to_owned(), grid, data, start, sums: found.sums })
     }
 

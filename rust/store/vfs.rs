@@ -262,6 +262,13 @@ impl Vfs for Disk {
         if len == 0 {
             return Ok(true);
         }
+        // A file system in memory would fill the memory before it says no.
+        if file.metadata()?.len() == 0
+            && rustix::fs::fstatvfs(file)
+                .is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < len)
+        {
+            return Err(Errno::NOSPC.into());
+        }
         loop {
             match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
                 Ok(()) => return Ok(true),
