@@ -108,7 +108,7 @@ BUGS = [
     ),
     Bug(
         "P17",
-        "python/entk/_stored.py",
+        "python/entk/_committer.py",
         "if self._count >= self._most or",
         "if",
         "tests/test_store_kills.py -k p17_random",
@@ -207,7 +207,7 @@ BUGS = [
     ),
     Bug(
         "P26",
-        "python/entk/_stored.py",
+        "python/entk/_committer.py",
         "or self._bytes >= _COMMIT_BYTES or late",
         "or late",
         "tests/test_faults_disk.py -k p26",

@@ -12,7 +12,7 @@ import pytest
 
 import entk
 from cases import mlp
-from entk import _core, _stored
+from entk import _committer, _core
 from interruptions import FORMATS, TILE, TILES, N, finish, interrupted
 
 
@@ -147,14 +147,14 @@ def test_p26_what_is_not_on_the_disk_yet_is_bounded(monkeypatch):
             size, self.new = self.new, 0
             return Batch(self, size)
 
-    monkeypatch.setattr(_stored, "_COMMIT_SECONDS", 1e9)
+    monkeypatch.setattr(_committer, "_COMMIT_SECONDS", 1e9)
     sink, tile = Sink(), np.zeros((1536, 2048), np.float64)
-    with _stored.Committer(sink, most=10**9) as queue:
+    with _committer.Committer(sink, most=10**9) as queue:
         for index in range(24):
             queue.write(index, tile)
         queue.settle()
     # One group is on its way to the disk while the next comes together.
-    assert tile.nbytes < sink.most <= 2 * (_stored._COMMIT_BYTES + tile.nbytes)
+    assert tile.nbytes < sink.most <= 2 * (_committer._COMMIT_BYTES + tile.nbytes)
 
 
 def test_p31_opening_a_store_takes_no_more_room_than_what_is_in_it(factors, path):

@@ -15,7 +15,7 @@ import pytest
 
 import entk
 from cases import mlp
-from entk import _core, _patience, _stored, _unfinished
+from entk import _committer, _core, _patience, _unfinished
 from interruptions import FORMATS, TILE, TILES, N, finish, interrupted, listing, plain
 
 
@@ -365,7 +365,7 @@ def test_a_stop_before_the_last_rename_is_made_good(factors, path, monkeypatch):
 
 
 def test_a_tile_in_flight_is_written_before_an_exception_leaves(factors, path, monkeypatch):
-    monkeypatch.setattr(_stored, "_COMMIT_SECONDS", 1e9)
+    monkeypatch.setattr(_committer, "_COMMIT_SECONDS", 1e9)
     interrupted(factors, path, tiles=1)
     with entk.open(path, partial=True) as kernel:
         assert kernel.tiles_done == 1
