@@ -54,6 +54,9 @@ class Stored:
         self.largest = max(self.largest, part.size)
         return part
 
+    def __matmul__(self, v):
+        return self._array.astype(np.float64) @ v
+
     def __array__(self, dtype=None, copy=None):
         raise AssertionError("a stored kernel was loaded as a whole")
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from entk._kernel import Kernel
 
-# Rows of a tile that a product converts at a time: memory that stays in the caches.
-_ROWS_AT_A_TIME = 128
+# Rows of a tile that a product converts at a time, and entries: memory that stays in the caches.
+_ROWS_AT_A_TIME, _ENTRIES_AT_A_TIME = 128, 1 << 20
 
 Ints = np.ndarray[Any, np.dtype[np.intp]]
 
@@ -212,7 +212,8 @@ def product(kernel: Kernel, v: ArrayLike, *, transposed: bool) -> AnyArray:
     total = np.zeros((kernel._planes, length, columns.shape[1]), wide)
     for index in range(len(kernel._layout)):
         _, _, i0, i1, j0, j1 = kernel._layout.unit(index)
-        steps = itertools.pairwise([*range(i0, i1, _ROWS_AT_A_TIME), i1])
+        few = max(1, min(_ROWS_AT_A_TIME, _ENTRIES_AT_A_TIME // max(1, j1 - j0)))
+        steps = itertools.pairwise([*range(i0, i1, few), i1])
         for plane, rows in itertools.product(range(kernel._planes), steps):
             block = kernel._block(plane, index, rows, (j0, j1)).astype(wide)
             to, of = ((j0, j1), rows) if transposed else (rows, (j0, j1))
