@@ -11,7 +11,7 @@ import pytest
 
 import entk
 from cases import mlp
-from entk import _core
+from entk import _core, _kernel_files
 from interruptions import FORMATS, TILE, TILES, N, finish, interrupted, plain
 
 
@@ -185,6 +185,21 @@ def test_shares_one_after_another_make_the_kernel(factors, path, shares):
     assert np.array_equal(plain(path), entk.assemble(factors))
 
 
+def test_a_kernel_may_be_finished_while_it_is_opened(factors, path, monkeypatch):
+    interrupted(factors, path, tiles=4)
+    first = _kernel_files._open_store
+
+    def late(name):
+        if name.endswith(".partial"):
+            monkeypatch.setattr(_kernel_files, "_open_store", first)
+            finish(factors, path)
+        return first(name)
+
+    monkeypatch.setattr(_kernel_files, "_open_store", late)
+    with entk.open(path, partial=True) as kernel:
+        assert kernel.complete
+
+
 def test_shares_at_the_same_time_make_the_kernel(factors, path):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -232,7 +247,7 @@ def test_p23_a_second_writer_is_told_who_the_first_is(factors, path):
 def test_p23_a_lock_dies_with_its_owner(factors, path):
     code = f"""
 import os, signal
-from entk import _core
+from entk import _core, _kernel_files
 lock = _core.StoreLock({str(path)!r}, shared=False)
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -7,7 +7,7 @@ from typing import Any
 
 from entk import _core, _foreign, _manifest, _paths, _unfinished
 from entk._arrays import AnyArray
-from entk._errors import StoreFormatError, StoreIncompleteError
+from entk._errors import StoreError, StoreFormatError, StoreIncompleteError
 
 _LONGEST_ARRAY = 1 << 16
 
@@ -22,7 +22,16 @@ class Source:
 
 
 def find(path: str, *, partial: bool) -> Source:
-    """Find the store of that name and open it."""
+    """Find the store of that name and open it, also while another process gives it that name."""
+    try:
+        return _find(path, partial=partial)
+    except StoreError:
+        if not _paths.exists(path):
+            raise
+        return _find(path, partial=partial)
+
+
+def _find(path: str, *, partial: bool) -> Source:
     unfinished = path + _paths.PARTIAL
     if path.endswith(_paths.PARTIAL):
         if not partial:
