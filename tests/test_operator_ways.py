@@ -96,3 +96,14 @@ def test_entries_that_were_added_before_room_ran_out_do_not_stay(rng, monkeypatc
     monkeypatch.setattr(_entries, "_add", once)
     assert_rounding(op @ v, entk.assemble(factors) @ v, 90 * 80)
     assert len(calls) == 2
+
+
+def test_threads_do_not_choose_the_way_under_a_tight_limit(rng):
+    factors = entk.Factors({"w": outer(rng, 600, d_in=90, d_out=80, dtype="float64")})
+    v, ways = rng.standard_normal((600, 32)), []
+    for memory in range(4 << 20, 10 << 20, 1 << 15):
+        ops = [entk.KernelOperator(factors, memory=memory, threads=count) for count in (1, 16)]
+        ways.append(Multiplied(ops[0]).ways(32))
+        assert Multiplied(ops[1]).ways(32) == ways[-1]
+        assert_same_bits(ops[1] @ v, ops[0] @ v)
+    assert ways[0] != ways[-1]

@@ -13,7 +13,7 @@ from entk._job import Job
 from entk._leaves import Dense
 from entk._outputs import resolve_pair
 from entk._plan import Tiles
-from entk._problem import Problem
+from entk._problem import Cut, Problem
 
 # Rows of the kernel in a tile: the most, and the fewest that make use of the factors they read.
 MOST, FEWEST = 2048, 256
@@ -45,7 +45,7 @@ def add_product(job: Job, v: AnyArray, y: AnyArray, limit: int) -> None:
         shape = ((i1 - i0) * block, (j1 - j0) * block)
         tile = room[: shape[0] * shape[1]].reshape(shape)
         # An infinity that comes up here makes the product infinite or NaN, which is looked for.
-        job.compute(cut, tile, limit=limit)
+        _compute(job, cut, tile, limit)
         _add(job, tile, v[cols], y[rows], product, limit)
         if symmetric and not on_diagonal:
             _add(job, tile.T, v[rows], y[cols], product, limit)
@@ -57,8 +57,22 @@ def _add(job: Job, tile: AnyArray, v: AnyArray, y: AnyArray, product: AnyArray, 
     problem = Problem(rows, cols, resolve_pair(rows, cols, None), {"tile": 1.0})
     found = product[: len(tile)]
     cut = ("rectangle", [0, len(tile), 0, v.shape[1]])
-    replace(job, problem=problem).compute(cut, found, limit=limit)
+    _compute(replace(job, problem=problem), cut, found, limit)
     y += found
+
+
+def _compute(job: Job, cut: Cut, out: AnyArray, limit: int) -> None:
+    """Compute a cut with as many of the job's threads as fit: what fits one thread fits any job."""
+    threads = job.threads
+    while True:
+        try:
+            replace(job, threads=threads).compute(cut, out, limit=limit)
+        except MemoryLimitError:
+            if threads == 1:
+                raise
+            threads //= 2
+        else:
+            return
 
 
 def _side(rows: int, row_bytes: int, item: int, limit: int) -> int:

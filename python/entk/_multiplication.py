@@ -107,7 +107,7 @@ def entries_that_pay(job: Job, products: Products, k: int) -> set[str]:
     options = problem.options(
         _plan.whole_cut(problem),
         double=job.accumulate == "float64",
-        threads=job.threads,
+        threads=1,  # or the threads would choose the way where the limit is tight
         limit=job.memory.limit,
         isa=job.isa,
     )
