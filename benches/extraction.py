@@ -9,7 +9,8 @@ interleaved; milliseconds are the median, passes the median of the ratios within
 are those of the compiled program, also in forward passes: more than `LIMIT` for outputs="sum" fail
 the bench. Seconds depend on bytes as well: a convolution's factors are its patches. `memory` is
 what writing as many bytes as "sum" returns takes, once, into fresh memory; `gradient` is one
-ordinary gradient of the whole batch, whose backward pass "sum" cannot do without.
+ordinary gradient of the whole batch, and `input` the gradient with respect to real inputs, which
+is nothing but the passes forward and back that "sum" cannot do without.
 """
 
 import argparse
@@ -129,6 +130,10 @@ def measure(build, n, rounds):
     cases["memory"] = lambda: np.full(sizes["sum"], 1, np.uint8)
     loss = jax.jit(jax.grad(lambda p, x: f(p, x).sum()))
     cases["gradient"] = lambda: jax.block_until_ready(loss(params, x))
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        back = jax.jit(jax.grad(lambda x, p: f(p, x).sum()))
+        cases["input"] = lambda: jax.block_until_ready(back(x, params))
+        cases["input"]()
     cases["gradient"]()
     cases["forward"]()
     spent = [{what: clock(case) for what, case in cases.items()} for _ in range(rounds)]

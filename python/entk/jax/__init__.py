@@ -9,7 +9,8 @@
 How it works, file by file: `_network` takes the function apart, `_program` traces and compiles it,
 `_trace` walks its jaxpr and finds (`_views`, `_sites`, `_scan`) where parameters meet data,
 `_plan` chooses a form for each parameter by comparing indices (`_index`) and counting, `_example`
-takes one example's factors, `_outlets` finds those that are the same, `_batches` runs them all,
+takes one example's factors, `_outlets` finds those that are the same, `_batches` says how many go
+at a time and `_dispatch` runs them,
 `_independence` and `_audit` check against what `f` itself says (`_witness`, `_culprit`).
 """
 

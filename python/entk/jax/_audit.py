@@ -50,8 +50,8 @@ def wrong_parameters(
     if work.several:
         return sorted(first.failed)
     rows = np.broadcast_to(signs, (size, signs.size)) if work.meant.per_example else signs
-    again = work.run(program, examples_at(x, range(done), size), rows)
-    landed = [np.asarray(array) for array in jax.tree.leaves(again)]
+    again = work.begin(program, examples_at(x, range(done), size), rows)
+    landed = [np.asarray(array) for array in again()]
     second = _compare(work, program, x, landed, done, mixed)
     return sorted(first.failed & second.failed)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from entk._errors import ModelError
-from entk.jax._compat import abstract
+from entk.jax._compat import Array, abstract
 from entk.jax._directions import Directions, directions
 from entk.jax._independence import at_least_two, check_independence
 from entk.jax._inputs import LOOKED_AT, examples_at, one_example, picks
@@ -74,12 +76,40 @@ class Extraction:
 
         return cached(self.network.f, ("factors", *key), make)  # type: ignore[no-any-return]
 
-    def run(self, program: Program, x: Any, rows: Any) -> Any:
-        """Run one batch."""
+    @cached_property
+    def processor(self) -> Any:
+        """The one processor that holds all arrays, where several batches may run at a time.
+
+        None for other devices, and for networks that call back into Python.
+        """
+        arrays = [*self.network.leaves, *self.traced.consts]
+        places = {d for array in arrays if isinstance(array, jax.Array) for d in array.devices()}
+        if len(places) != 1 or self.traced.calls_back:
+            return None
+        (place,) = places
+        return place if place.platform == "cpu" else None
+
+    def begin(self, program: Program, x: Any, rows: Any) -> Callable[[], Sequence[Array]]:
+        """Begin a batch; return a function that gives its results, callable from any thread.
+
+        On a processor that function does the work. It is compiled here: how JAX is configured
+        (64-bit types, say) is a matter of this thread. Other devices are at work from now on.
+        """
+        cotangents = np.asarray(rows, self.traced.out.dtype)
+        leaves = jax.tree.leaves(x)
         with full_precision():
-            cotangents = np.asarray(rows, self.traced.out.dtype)
-            leaves = jax.tree.leaves(x)
-            return program.run(self.traced.consts, self.network.leaves, leaves, cotangents)
+            if self.processor is None:
+                results = program.run(self.traced.consts, self.network.leaves, leaves, cotangents)
+                for array in results:
+                    array.copy_to_host_async()
+                return lambda: results
+            args = (self._consts, self.network.leaves)
+            args += jax.device_put((leaves, cotangents), self.processor)
+            return partial(program.compiled(args, self.processor), *args)
+
+    @cached_property
+    def _consts(self) -> Any:
+        return jax.device_put(self.traced.consts, self.processor)
 
 
 def prepare(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import jax
 import numpy as np
 
+from entk import _options
 from entk._errors import ModelError
 from entk._factors import Factors
 from entk._leaves import Dense, Leaf, Lookup, Outer, Tied
 from entk.jax._audit import wrong_parameters
-from entk.jax._batches import Host, choose_batch, fastest_batch, gather, run_batches
+from entk.jax._batches import choose_batch, fastest_batch
+from entk.jax._dispatch import Host, run_batches
 from entk.jax._extraction import Extraction, prepare
 from entk.jax._inputs import examples_at, readable
 from entk.jax._network import Function, count_examples
@@ -65,13 +68,14 @@ def _run(
 ) -> tuple[list[Host], list[int]]:
     """Run all batches; stop after the first where the audit finds parameters that are wrong."""
 
-    def dispatch(start: int, stop: int) -> Any:
+    def begin(start: int, stop: int) -> Callable[[], Sequence[Any]]:
         batch = examples_at(x, range(start, stop), size)
-        return work.run(program, batch, work.meant.of(start, stop, size))
+        return work.begin(program, batch, work.meant.of(start, stop, size))
 
     arrays: list[Host] = []
-    with Report(progress, n) as report:
-        for done, arrays in gather(n, run_batches(n, size, dispatch)):
+    batches = run_batches(n, size, begin, program.results, _options.thread_count(None))
+    with Report(progress, n) as report, closing(batches):
+        for done, arrays in batches:
             if audit and done == min(size, n):
                 wrong = wrong_parameters(work, program, x, arrays, done, size)
                 if wrong:

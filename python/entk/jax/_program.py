@@ -58,6 +58,11 @@ class Trace:
         floats = [d for d in dtypes if jnp.issubdtype(d, jnp.inexact)] or [self.out.dtype]
         return max(machine_eps(dtype) for dtype in floats)
 
+    @property
+    def calls_back(self) -> bool:
+        """Whether the function calls Python when it runs."""
+        return any(eqn.primitive.name.endswith("callback") for eqn in _equations(self.jaxpr))
+
 
 @dataclass(frozen=True)
 class Program:
@@ -66,7 +71,7 @@ class Program:
     `run(consts, leaves, x, cotangents)` returns flat arrays with a leading batch axis, each once;
     `outlets` says which of them the arrays of the parts are, `shapes` their shapes for one example,
     `working_bytes` what an example takes on the way. `passed` names the checks this program has
-    passed on examples that could have failed them.
+    passed on examples that could have failed them, `kept` what `compiled` made.
     """
 
     parts: tuple[Part, ...]
@@ -76,6 +81,14 @@ class Program:
     shapes: list[tuple[jax.ShapeDtypeStruct, ...]]
     working_bytes: int
     passed: set[str]
+    kept: dict[Any, Callable[..., list[Array]]]
+
+    def compiled(self, args: tuple[Any, ...], device: Any) -> Callable[..., list[Array]]:
+        """Return `run` compiled for arguments of these shapes and types on a device."""
+        key = (device, *(jax.typeof(array) for array in jax.tree.leaves(args)))
+        if key not in self.kept:
+            self.kept[key] = self.run.lower(*args).compile()  # type: ignore[attr-defined]
+        return self.kept[key]
 
     def grouped(self, arrays: Sequence[Any], x: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Return the arrays of each part, from those of `run` and from `x`, of some examples."""
@@ -91,10 +104,15 @@ class Program:
         return array.reshape(len(array), *made.shape)
 
     @property
+    def results(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes and types of what `run` returns, for one example and before it is flattened."""
+        shapes = jax.tree.leaves(self.shapes)
+        return [shapes[k] for k in self.outlets.computed]
+
+    @property
     def result_bytes(self) -> int:
         """Bytes of the factors of one example."""
-        sizes = [nbytes(array) for part in self.shapes for array in part]
-        return sum(sizes[k] for k in self.outlets.computed)
+        return sum(nbytes(array) for array in self.results)
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Trace:
@@ -176,7 +194,7 @@ def make_program(
     run, found, made = _for_batches(example, args, per_example=per_example)
     # What the forward pass keeps, a cotangent of it for every row, and the results twice.
     on_the_way = (1 + rows) * intermediate_bytes(traced.jaxpr, len(network.leaves))
-    program = Program(tuple(parts), taps, jax.jit(run), found, made, on_the_way, set())
+    program = Program(tuple(parts), taps, jax.jit(run), found, made, on_the_way, set(), {})
     return replace(program, working_bytes=on_the_way + 2 * program.result_bytes)
 
 
