@@ -144,15 +144,18 @@ def test_p30_inputs_that_change_during_the_work_do_no_harm(rng):
     assert kernel.shape == (900, 900)
 
 
-@pytest.mark.parametrize("limit", [64, 96, 160])
-def test_p24_the_measured_growth_is_within_the_plan_and_the_limit(limit):
-    code = f"""
-import json, numpy as np, entk
+MEASURED = """import json, numpy as np, entk
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return int(next(l for l in lines if l.startswith("VmHWM")).split()[1]) * 1024
 rng = np.random.default_rng(0)
 make = lambda *s: rng.standard_normal(s, np.float32)
+"""
+
+
+@pytest.mark.parametrize("limit", [64, 96, 160])
+def test_p24_the_measured_growth_is_within_the_plan_and_the_limit(limit):
+    code = f"""{MEASURED}
 factors = entk.Factors({{str(i): entk.Outer(make(3000, 256), make(3000, 256)) for i in range(4)}})
 entk.assemble(factors.take(slice(100)))
 limit = {limit} << 20
@@ -167,13 +170,7 @@ print(json.dumps([peak() - before, planned, limit]))
 
 @pytest.mark.parametrize(("limit", "threads"), [(64, 1), (96, 2), (512, 2)])
 def test_p24_one_side_expanded_stays_within_the_plan_and_the_limit(limit, threads):
-    code = f"""
-import json, numpy as np, entk
-def peak():
-    lines = open("/proc/self/status").read().splitlines()
-    return int(next(l for l in lines if l.startswith("VmHWM")).split()[1]) * 1024
-rng = np.random.default_rng(0)
-make = lambda *s: rng.standard_normal(s, np.float32)
+    code = f"""{MEASURED}
 few = entk.Factors({{"w": entk.Outer(make(2, 4, 128), make(2, 40, 4, 128))}})
 factors = entk.Factors({{"w": entk.Outer(make(24, 16, 128), make(24, 100, 16, 128))}})
 options = {{"engine": "blas", "threads": {threads}, "memory": {limit} << 20}}

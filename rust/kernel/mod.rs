@@ -18,6 +18,7 @@
 //! | `pack.rs` | rows of examples into zero-padded panels |
 //! | `expand.rs` | `sum_t acts (x) cots` into panels (plan B) |
 //! | `body.rs` | the arithmetic of a register tile, once |
+//! | `groups.rs` | leaves that run through the same loops |
 //! | `sweep.rs` | a macro tile: the loops over leaves, panels and chain blocks |
 //! | `positions.rs` | leaves with positions, groups or several outputs |
 //! | `lookup.rs` | leaves whose left factor is one-hot |
@@ -38,6 +39,7 @@
 mod arena;
 mod body;
 mod expand;
+mod groups;
 mod isa;
 mod lookup;
 mod pack;
@@ -53,6 +55,7 @@ mod write;
 pub use arena::Buffer;
 pub(crate) use body::{chain, chain_apart, gram};
 pub use expand::{EXPAND_BLOCK, EXPAND_FEATURES, Table};
+pub use groups::{Group, Operand, Step};
 pub(crate) use isa::{Body, on};
 pub use isa::{FloatState, Isa, expand_panels, sweep};
 pub use lookup::{CHUNK, Cross, Match, Merged, MergedChunk, PlainRows};
@@ -61,7 +64,7 @@ pub use peak::fma_peak;
 pub use positions::Positions;
 pub use real::Real;
 pub use scan::Scan;
-pub use sweep::{Group, Operand, Step, Sweep, WIDE_COLS};
+pub use sweep::{Sweep, WIDE_COLS};
 pub use view::{AXES, DType, View};
 pub use write::{Layout, Out, Region};
 

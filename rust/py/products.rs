@@ -53,6 +53,29 @@ impl Options<'_> {
             other => return Err(Error::Internal { what: format!("a mode named {other}") }),
         })
     }
+
+    fn product<'a, F>(
+        &self,
+        entries: &'a [Entry<'a>],
+        known: &'a [Option<&'a [i64]>],
+        mode: &'a Mode,
+        v: &'a [F],
+        cancel: &'a AtomicBool,
+    ) -> Result<Product<'a, F>, Error> {
+        Ok(Product {
+            entries,
+            known,
+            mode,
+            outputs: self.r,
+            scale: self.scale,
+            v,
+            vectors: self.vectors,
+            isa: self.isa()?,
+            threads: self.threads,
+            limit: self.limit,
+            cancel,
+        })
+    }
 }
 
 /// Ids that are rows of each leaf's table.
@@ -101,19 +124,8 @@ pub(super) fn multiply_work<'py>(
     let entries = rows.entries(cols.as_ref()).map_err(fail)?;
     let (known, mode) = (owned(&known)?, options.mode().map_err(fail)?);
     let known: Vec<_> = known.iter().map(Option::as_deref).collect();
-    let product = Product::<f64> {
-        entries: &entries,
-        known: &known,
-        mode: &mode,
-        outputs: options.r,
-        scale: options.scale,
-        v: &[],
-        vectors: options.vectors,
-        isa: options.isa().map_err(fail)?,
-        threads: options.threads,
-        limit: options.limit,
-        cancel: &AtomicBool::new(false),
-    };
+    let cancel = AtomicBool::new(false);
+    let product = options.product::<f64>(&entries, &known, &mode, &[], &cancel).map_err(fail)?;
     product.work().map_err(fail)
 }
 
@@ -128,19 +140,8 @@ fn add<'py, F: Real + Element, const MR: usize>(
     let fail = |error: Error| memory_error(py, &error);
     let (mode, cancel) = (options.mode().map_err(fail)?, AtomicBool::new(false));
     let (v, mut y) = (v.try_readonly()?, y.try_readwrite()?);
-    let mut product = Product {
-        entries,
-        known,
-        mode: &mode,
-        outputs: options.r,
-        scale: options.scale,
-        v: v.as_slice()?,
-        vectors: options.vectors,
-        isa: options.isa().map_err(fail)?,
-        threads: options.threads,
-        limit: options.limit,
-        cancel: &cancel,
-    };
+    let product = options.product(entries, known, &mode, v.as_slice()?, &cancel);
+    let mut product = product.map_err(fail)?;
     let short = product.work().map_err(fail)?.iter().sum::<u128>() < SHORT;
     if short {
         product.threads = 1;

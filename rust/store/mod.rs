@@ -15,7 +15,7 @@
 //! | `power` | a disk in memory that forgets what was not synced when its power is cut |
 //! | `grid` | shapes, tiles and triangles: pure arithmetic |
 //! | `log` | the checksummed list of finished tiles beside a `.npy` |
-//! | `npy`, `zarr` | the two formats, written (`zarr_layout`: where the parts lie); `npy_read` and `zarr_read` read them |
+//! | `npy`, `zarr` | the two formats, written (`npy_files`: the files themselves, `zarr_layout`: where the parts lie); `npy_read` and `zarr_read` read them |
 //! | `header`, `safetensors` | strict parsers of foreign files |
 //! | `lock` | one job per store |
 //! | `fault` | every way this can fail |
@@ -32,6 +32,7 @@ pub mod kill;
 pub mod lock;
 pub mod log;
 pub mod npy;
+mod npy_files;
 pub mod npy_read;
 pub mod power;
 pub mod safetensors;

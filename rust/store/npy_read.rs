@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::fault::{Fault, Result};
 use super::grid::{Grid, Unit};
 use super::log::Log;
-use super::npy::{LOG, STEP, check_header, place, unit_sum};
+use super::npy_files::{LOG, STEP, check_header, place, unit_sum};
 use super::sink::{Reader, mirrored, with_room};
 use super::vfs::{How, Vfs, read_exact};
 
@@ -28,8 +28,8 @@ impl<V: Vfs> NpyReader<V> {
     /// Opens the matrix `path` with the log in the directory `side`.
     ///
     /// # Errors
-    /// [`Fault::Corrupt`] if the file is shorter or longer than its shape; [`Fault::Incomplete`] if that is so because an assembly was
-    /// stopped before its first tile.
+    /// [`Fault::Corrupt`] if the file is shorter or longer than its shape; [`Fault::Incomplete`] if
+    /// that is so because an assembly was stopped before its first tile.
     pub fn open(vfs: V, path: &Path, side: &Path, grid: Grid) -> Result<Self> {
         let data = vfs.open(path, How::Read).map_err(|error| Fault::io("open", path, error))?;
         let log = Log::open(&vfs, &side.join(LOG), How::Read)?;
