@@ -12,6 +12,6 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.file)
 def test_a_seeded_bug_has_one_place_in_the_code_and_tests_to_run(bug):
     assert (ROOT / bug.file).read_text(encoding="utf-8").count(bug.old) == 1
-    tests = [word for word in bug.tests.split() if word.endswith(".py")]
-    assert tests or bug.kind == "rust"
-    assert all((ROOT / test).is_file() for test in tests)
+    named = [word for word in bug.tests.split() if word.startswith("tests")]
+    assert named or bug.kind == "rust"
+    assert all((ROOT / path).exists() for path in named)
