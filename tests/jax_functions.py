@@ -184,7 +184,29 @@ def ragged_experts(dtype):
     def f(p, x):
         return jax.lax.map(lambda one: jax.lax.ragged_dot(jnp.tanh(one), p["W"], sizes).sum(0), x)
 
-    return f, {"W": new(2, 4, 3)}, new(3, 3, 4), {"W": "Dense"}
+    return f, {"W": new(2, 4, 3)}, new(3, 3, 4), {"W": "Outer"}
+
+
+@network
+def routed_experts(dtype):
+    """Tokens sorted by the expert that they choose; the last of them goes to none."""
+    new = Numbers(dtype)
+
+    def one(p, tokens):
+        scores = jax.nn.softmax(tokens @ p["router"])
+        chosen = scores.argmax(-1).at[-1].set(len(p["up"]))
+        order = chosen.argsort()
+        sizes = jnp.bincount(chosen, length=len(p["up"])).astype(jnp.int32)
+        hidden = jnp.tanh(jax.lax.ragged_dot(tokens[order], 2 * p["up"], sizes))
+        down = jnp.stack(p["down"])
+        mixed = jax.lax.ragged_dot(hidden, down, sizes)[order.argsort()]
+        return (mixed * scores.max(-1, keepdims=True)).sum(0)
+
+    def f(p, x):
+        return jax.lax.map(lambda tokens: one(p, tokens), x)
+
+    params = {"router": new(6, 3), "up": new(3, 6, 8), "down": [new(8, 5) for _ in range(3)]}
+    return f, params, new(4, 4, 6), {"router": "Outer", "up": "Outer", "down.2": "Outer"}
 
 
 @network

@@ -13,7 +13,7 @@ from jax_networks import BUILDERS
 from jax_oracle import error, jacobian, summed
 
 # All outputs share everything with their sum but the axis of rows; a few networks of each shape.
-FULL = ["mlp", "fused_qkv", "heads", "tied_table", "lookups", "nested_loops", "ragged_experts"]
+FULL = ["mlp", "fused_qkv", "heads", "tied_table", "lookups", "nested_loops", "routed_experts"]
 FULL += ["branches_of_a_loop", "chosen_branches", "gates_of_a_cell"]
 
 

@@ -165,4 +165,4 @@ def _positions(site: Site) -> int:
     """Return the number T of positions of a site, all its loops included."""
     blocks = 1 if site.kind == "lookup" else prod(site.whole[:-2])
     outputs = prod(site.shape) * prod(loop.length for loop in site.loops)
-    return outputs // max(1, blocks * site.whole[-1])
+    return site.copies * outputs // max(1, blocks * site.whole[-1])

@@ -40,6 +40,8 @@ class Use:
         Cotangent of the site's output -> (G, T, d_out) or (T, d).
     what
         The operation in words, for reasons.
+    copies
+        How often `fold` repeats the site's output: for every group where groups share positions.
     """
 
     kind: Literal["outer", "lookup"]
@@ -47,6 +49,7 @@ class Use:
     record: Callable[[], Array]
     fold: Callable[[Array], Array]
     what: str
+    copies: int = 1
 
 
 def use_at(eqn: Any, operands: Sequence[Any], which: int) -> Use | None:
@@ -97,6 +100,40 @@ def _dot(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use:
     sizes = [prod(shape[k] for k in axes) for axes in (p_batch, p_sum, p_free)]
     table = _table(view, (*p_batch, *p_sum, *p_free), sizes)
     return Use("outer", table, record, fold, "matrix product")
+
+
+def _ragged_dot(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use | None:
+    """Rows of data, in runs, times a matrix for each run: experts.
+
+    Every matrix has all positions, with zeros in place of the rows that go to another.
+    """
+    numbers, sizes = params["ragged_dot_dimension_numbers"], raw(operands[2])
+    (d_sum, p_sum), (d_batch, _) = numbers.dot_dimension_numbers
+    (along,), groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
+    plain = len(groups) == 1 and not d_batch and along not in d_sum and sizes.ndim == 1
+    if which != 1 or not plain or params["group_offset"] is not None:
+        return None
+    view: View = operands[1]
+    data, n_groups = raw(operands[0]), sizes.shape[0]
+    d_free, p_free = _others(data.ndim, d_sum), _others(view.value.ndim, groups, p_sum)
+    positions = prod(data.shape[k] for k in d_free)
+
+    def record() -> Array:
+        moved = arranged(data, (*d_free, *d_sum)).reshape(positions, -1)
+        ends = jnp.cumsum(sizes)
+        row = lax.broadcasted_iota(ends.dtype, [data.shape[k] for k in d_free], d_free.index(along))
+        row = row.reshape(1, positions)
+        mine = (row >= (ends - sizes)[:, None]) & (row < ends[:, None])
+        return _scale(jnp.where(mine[..., None], moved, 0), view)
+
+    def fold(cot: Array) -> Array:
+        flat = cot.reshape(positions, -1)
+        return jnp.broadcast_to(flat, (n_groups, *flat.shape))
+
+    shape = view.value.shape
+    sides = [prod(shape[k] for k in axes) for axes in (groups, p_sum, p_free)]
+    table = _table(view, (*groups, *p_sum, *p_free), sides)
+    return Use("outer", table, record, fold, "ragged matrix product", n_groups)
 
 
 def _conv(params: dict[str, Any], operands: Sequence[Any], which: int) -> Use | None:
@@ -249,6 +286,7 @@ def _others(ndim: int, *taken: Sequence[int]) -> tuple[int, ...]:
 _RULES: dict[str, Callable[[dict[str, Any], Sequence[Any], int], Use | None]] = {
     "dot_general": _dot,
     "conv_general_dilated": _conv,
+    "ragged_dot_general": _ragged_dot,
     "gather": _gather,
     "dynamic_slice": _dynamic_slice,
 }

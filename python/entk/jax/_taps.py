@@ -25,10 +25,11 @@ class Loop:
 class Site:
     """A use of a parameter, with the loops around it from the outside in.
 
-    `shape` and `dtype` are those of the site's output in one step. Loops named in `blocks` slice
-    the parameter (stacked layers); the steps of the others are more positions. `whole` is the shape
-    of the table of what is used there. A parameter that is only a part of that has a `box` of it,
-    and shares the record and the perturbation of the site `back` places before.
+    `shape` and `dtype` are those of the site's output in one step, which `fold` repeats `copies`
+    times. Loops named in `blocks` slice the parameter (stacked layers); the steps of the others are
+    more positions. `whole` is the shape of the table of what is used there. A parameter that is
+    only a part of that has a `box` of it, and shares the record and the perturbation of the site
+    `back` places before.
     """
 
     leaf: int
@@ -39,6 +40,7 @@ class Site:
     shape: tuple[int, ...]
     dtype: Any
     whole: tuple[int, ...]
+    copies: int = 1
     loops: tuple[Loop, ...] = ()
     blocks: tuple[int, ...] = ()
     box: Box | None = None
@@ -72,7 +74,7 @@ class Taps:
         eps = None if self.eps is None else self.eps[len(self.sites)]
         what, whole = (use.what, out.shape, out.dtype), use.table.shape
         for back, (leaf, table, box) in enumerate(found):
-            site = Site(leaf, use.kind, table, use.fold, *what, whole)
+            site = Site(leaf, use.kind, table, use.fold, *what, whole, use.copies)
             self.sites.append(replace(site, blocks=view.loops, box=box, back=back))
             self.records.append(None if eps is None or back else use.record())
         return [out if eps is None else out + eps]
