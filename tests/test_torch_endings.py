@@ -1,7 +1,9 @@
 """However a call ends, by a result, an error, a refusal or Ctrl-C, nothing is left behind."""
 
+import gc
 import signal
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -13,6 +15,7 @@ from torch import nn  # noqa: E402
 import entk.torch  # noqa: E402
 from bounds import assert_extracted  # noqa: E402
 from entk import EntkError, ModelError, reference  # noqa: E402
+from entk.torch import _guard  # noqa: E402
 from test_torch_state import Busy, assert_same_random, random_states, same, snapshot  # noqa: E402
 from torch_oracle import difference, gradients, kernel  # noqa: E402
 
@@ -53,8 +56,15 @@ def process():
         "hooks": len(nn.modules.module._global_forward_hooks),
         "checkpoints": [checkpointing.CheckpointFunction.apply, *_generators()],
         "anomalies": torch.is_anomaly_enabled(),
+        "saved tensors": _saved_tensors(),
         "interrupts": signal.getsignal(signal.SIGINT),
     }
+
+
+def _saved_tensors():
+    core = torch._C._autograd
+    top = core._top_saved_tensors_default_hooks(True)
+    return top, core._saved_tensors_hooks_get_disabled_error_message()
 
 
 def _generators():
@@ -165,6 +175,98 @@ def test_precision_that_is_inherited_goes_on_to_follow():
         backends.fp32_precision = "none"
 
 
+@pytest.mark.parametrize("moment", ["entered", "left"])
+def test_ctrl_c_around_hooks_on_saved_tensors_leaves_none(monkeypatch, moment):
+    """One that is left on makes every later `torch.func` call in the process fail."""
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    name = {"entered": "__enter__", "left": "__exit__"}[moment]
+    real = getattr(hooks, name)
+
+    def stopped(self, *args):
+        if moment == "entered":
+            real(self, *args)
+        raise KeyboardInterrupt
+
+    module, x, before = nn.Linear(3, 2), torch.randn(2, 3), _saved_tensors()
+    monkeypatch.setattr(hooks, name, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        entk.torch.factors(module, x)
+    assert _saved_tensors() == before
+    monkeypatch.setattr(hooks, name, real)
+    with hooks(lambda t: t, lambda t: t):  # the caller's own stay on
+        before = _saved_tensors()
+        monkeypatch.setattr(hooks, name, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            entk.torch.factors(module, x)
+        assert _saved_tensors() == before
+        monkeypatch.setattr(hooks, name, real)
+
+
+def test_ctrl_c_in_a_derivative_does_not_forbid_hooks_on_saved_tensors(monkeypatch):
+    core = torch._C._autograd
+    real = core._saved_tensors_hooks_enable
+
+    def stopped():
+        monkeypatch.setattr(core, "_saved_tensors_hooks_enable", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(core, "_saved_tensors_hooks_enable", stopped)
+    before = _saved_tensors()
+    with pytest.raises(KeyboardInterrupt):
+        entk.torch.factors(nn.Linear(3, 2), torch.randn(2, 3))
+    assert _saved_tensors() == before
+
+
+def test_a_context_that_ctrl_c_kept_from_being_left_puts_nothing_back_later(busy):
+    """PyTorch takes modes off for a while, in generators that put them back when they are freed."""
+
+    def output(out):
+        without_mode = torch.overrides._pop_mode_temporarily()
+        without_mode.__enter__()
+        raise KeyboardInterrupt
+
+    outside = process()
+    with pytest.raises(KeyboardInterrupt):
+        entk.torch.factors(busy, IDS, output=output)
+    gc.collect()
+    assert process() == outside
+
+
+def test_ctrl_c_that_became_an_error_of_pytorch_is_ctrl_c():
+    def output(out):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            torch._C._pop_torch_function_stack()
+            raise RuntimeError("trying to pop from empty mode stack")
+
+    outside = process()
+    with torch.device("cpu"), pytest.raises(KeyboardInterrupt):
+        entk.torch.factors(nn.Linear(3, 2), torch.randn(2, 3), output=output)
+    assert process() == outside
+
+
+def test_ctrl_c_just_before_it_is_held_back_changes_nothing(busy, monkeypatch):
+    times, real = [], _guard._undisturbed
+
+    @contextmanager
+    def late():
+        times.append(0)
+        if len(times) == 2:  # everything is about to be put back
+            raise KeyboardInterrupt
+        with real():
+            yield
+
+    monkeypatch.setattr(_guard, "_undisturbed", late)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        before, states, outside = snapshot(busy), random_states(), process()
+        with pytest.raises(KeyboardInterrupt):
+            entk.torch.factors(busy, IDS)
+        assert process() == outside
+    assert same(before, snapshot(busy))
+    assert_same_random(states)
+
+
 def press_ctrl_c():
     signal.raise_signal(signal.SIGINT)
 
@@ -221,8 +323,6 @@ class Probe:
 
 
 def test_ctrl_c_while_state_is_put_back_waits_for_it(busy, monkeypatch):
-    from entk.torch import _guard
-
     monkeypatch.setattr(torch.backends, "probe", Probe(), raising=False)
     monkeypatch.setattr(_guard, "_SWITCHES", ("probe", *_guard._SWITCHES))
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"

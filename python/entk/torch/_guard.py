@@ -6,8 +6,9 @@ import random
 import signal
 import sys
 import threading
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from operator import attrgetter
 from types import FrameType
@@ -26,24 +27,41 @@ def preserved(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Run a block in full precision, and put back after it what the network can change."""
     stack = ExitStack()
     try:
-        for context in (
-            _random_state(module, device),
-            _module_state(module),
-            _full_precision(),
-            _plain_checkpoints(),
-            torch.autocast(device.type, enabled=False),
-            torch.inference_mode(mode=False),
-            torch.enable_grad(),
-            _uncompiled(),
-            warnings.catch_warnings(),
-            _stacks(),
-        ):
-            stack.enter_context(context)
-        warnings.filterwarnings("ignore", message="There is a performance drop because")
-        yield
-    finally:
         with _undisturbed():
-            stack.close()
+            _enter_all(stack, module, device)
+        yield
+    except BaseException as error:
+        chain = _chain(error)
+        if any(isinstance(one, KeyboardInterrupt) for one in chain):
+            with _undisturbed():
+                _let_go(chain)
+            if isinstance(error, Exception):  # PyTorch found its stacks half changed
+                raise KeyboardInterrupt from error
+        raise
+    finally:
+        try:
+            with _undisturbed():
+                stack.close()
+        finally:
+            stack.close()  # empty, unless a Ctrl-C came just before it was held back
+
+
+def _enter_all(stack: ExitStack, module: nn.Module, device: torch.device) -> None:
+    for context in (
+        _random_state(module, device),
+        _module_state(module),
+        _full_precision(),
+        _plain_checkpoints(),
+        torch.autocast(device.type, enabled=False),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        _uncompiled(),
+        warnings.catch_warnings(),
+        _stacks(),
+        _saved_tensors(),
+    ):
+        stack.enter_context(context)
+    warnings.filterwarnings("ignore", message="There is a performance drop because")
 
 
 @contextmanager
@@ -63,20 +81,67 @@ def _undisturbed() -> Iterator[None]:
             handler(*held[0])
 
 
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error and those that were being handled when it came."""
+    chain = [error]
+    while chain[-1].__context__ is not None and chain[-1].__context__ not in chain:
+        chain.append(chain[-1].__context__)
+    return chain
+
+
+def _let_go(chain: Sequence[BaseException]) -> None:
+    """Drop what the frames of errors hold.
+
+    Among it may be a context that was entered and never left, as a Ctrl-C came in between. It puts
+    back what it changed when it is dropped, which must not be after everything else was put back.
+    """
+    for error in chain:
+        traceback.clear_frames(error.__traceback__)
+
+
 @contextmanager
 def _stacks() -> Iterator[None]:
-    """Take away what a Ctrl-C leaves on PyTorch's stacks of modes and of transforms.
+    """Put PyTorch's stacks of modes and of transforms back as they were before a Ctrl-C.
 
-    One that comes while ``with`` is entered finds a mode that is on and not yet to be taken off.
+    One that comes while ``with`` is entered finds a mode that is on and not yet to be taken off,
+    and one that comes where a mode is taken off for a while finds it gone.
     """
     core, transforms = torch._C, torch._C._functorch
-    modes, layers = core._len_torch_function_stack(), transforms.get_dynamic_layer_stack_depth()
+    modes, layers = _modes(), transforms.get_dynamic_layer_stack_depth()
     try:
         yield
     finally:
-        while core._len_torch_function_stack() > modes:
+        while (now := _modes()) != modes[: len(now)]:
             core._pop_torch_function_stack()
+        for mode in modes[len(now) :]:
+            core._push_on_torch_function_stack(mode)
         transforms.pop_dynamic_layer_stack_and_undo_to_depth(layers)
+
+
+def _modes() -> list[Any]:
+    core = torch._C
+    return [core._get_function_stack_at(k) for k in range(core._len_torch_function_stack())]
+
+
+@contextmanager
+def _saved_tensors() -> Iterator[None]:
+    """Take off hooks on what autograd saves that a Ctrl-C left on, and allow them as before.
+
+    `torch.func` forbids them while it differentiates, and asks that there are none.
+    """
+    core = torch._C._autograd
+    ignore_tracing = True
+    top = core._top_saved_tensors_default_hooks(ignore_tracing)
+    forbidden = core._saved_tensors_hooks_get_disabled_error_message()
+    try:
+        yield
+    finally:
+        while core._top_saved_tensors_default_hooks(ignore_tracing) != top:
+            core._pop_saved_tensors_default_hooks()
+        if forbidden is None:
+            core._saved_tensors_hooks_enable()
+        else:
+            core._saved_tensors_hooks_disable(forbidden)
 
 
 def _uncompiled() -> AbstractContextManager[object]:
