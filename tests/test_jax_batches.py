@@ -11,7 +11,7 @@ from entk import reference
 from entk.jax import _example, _inputs, _plan, _program, _witness
 from jax_libraries import linen_cnn
 from jax_networks import Numbers
-from jax_oracle import error, jacobian, kernel, summed
+from jax_oracle import error, jacobian, summed
 
 NEW = Numbers(jnp.float32)
 PARAMS = {"b": NEW(4), "w": NEW(5, 8), "v": NEW(8, 4)}
@@ -257,25 +257,6 @@ def test_arrays_that_are_the_same_numbers_are_kept_once():
     on_device = entk.jax.factors(f, params, jnp.asarray(x))
     assert_close(factors, on_device)
     assert error(factors, summed(jacobian(f, params, jnp.asarray(x)))) < JACOBIAN["float32"]
-
-
-@pytest.mark.parametrize("outputs", ["sum", "full", 1])
-def test_operator_products_are_those_of_the_assembled_kernel(outputs):
-    truth = reference.assemble(entk.jax.factors(net, PARAMS, X, outputs=outputs))
-    op = entk.jax.operator(net, PARAMS, X, outputs=outputs, batch_size=3)
-    block = np.random.default_rng(0).standard_normal((len(truth), 2))
-    want = truth @ block
-    assert op.shape == truth.shape
-    for got in (op @ block, op.T @ block, np.stack([op @ v for v in block.T], 1)):
-        assert np.abs(got - want).max() < JACOBIAN["float32"] * np.abs(want).max()
-
-
-def test_the_operator_takes_a_direction_per_example():
-    weights = np.asarray(NEW(7, 4))
-    rows = np.einsum("no,nop->np", weights, jacobian(net, PARAMS, X))[:, None]
-    op = entk.jax.operator(net, PARAMS, X, outputs=weights, batch_size=4)
-    truth = kernel(rows)
-    assert np.abs(op @ np.eye(7) - truth).max() < JACOBIAN["float32"] * np.abs(truth).max()
 
 
 def test_the_audit_looks_at_few_examples():

@@ -227,8 +227,9 @@ def operator(
 
     Notes
     -----
-    **Cost**: about five forward passes over all examples per vector. **Memory**: two sets of
-    parameters and one batch. **Precision**: the network's own in every step; products of factors
+    **Cost**: about five forward passes over all examples for one vector, less for each of a block.
+    **Memory**: two sets of parameters and one batch, for up to 16 vectors at a time while all of it
+    stays below 1 GiB. **Precision**: the network's own in every step; products of factors
     (`entk.KernelOperator`) can accumulate more precisely.
 
     Examples

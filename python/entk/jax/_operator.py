@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,10 @@ from entk.jax._program import cached, full_precision
 from entk.jax._taps import Taps
 from entk.jax._trace import walk
 
+_VECTORS = 16
+_WORKING = 1 << 30
+"""Most vectors at a time, and bytes that they may take where one does not take more."""
+
 
 class NTKOperator(LinearOperator):  # type: ignore[misc]
     """The kernel of a network as a symmetric operator; see `entk.jax.operator`."""
@@ -35,26 +40,40 @@ class NTKOperator(LinearOperator):  # type: ignore[misc]
         return self._matmat(np.reshape(v, (-1, 1)))[:, 0]
 
     def _matmat(self, block: NDArray[Any]) -> NDArray[Any]:
-        return np.stack([self._product(column) for column in np.asarray(block).T], axis=1)
+        rows = np.asarray(block).T
+        out = np.empty(rows.shape, self.dtype)
+        for start, stop in self._spans(len(rows)):
+            out[start:stop] = self._product(rows[start:stop])
+        return out.T
+
+    def _spans(self, k: int) -> list[tuple[int, int]]:
+        """Share out k vectors evenly to as few products as memory allows."""
+        work = self._work
+        each = 2 * sum(int(leaf.nbytes) for leaf in work.network.leaves)
+        each += self._size * work.program().working_bytes
+        parts = -(-k // max(1, min(_VECTORS, _WORKING // max(1, each))))
+        cuts = np.linspace(0, k, parts + 1).astype(int).tolist() if k else [0]
+        return list(itertools.pairwise(cuts))
 
     def _adjoint(self) -> NTKOperator:
         return self
 
     def _product(self, v: NDArray[Any]) -> NDArray[Any]:
-        """Return `J (J^T v)`: one pass of pull-backs summed over batches, one of push-forwards."""
-        weights = v.reshape(self._n, self._work.rows)
-        total = [jnp.zeros_like(leaf) for leaf in self._work.network.leaves]
+        """Return `J (J^T v)` for rows (k, N R): pull-backs summed over batches, push-forwards."""
+        k, rows = len(v), self._work.rows
+        weights = v.reshape(k, self._n, rows)
+        total = [jnp.zeros((k, *leaf.shape), leaf.dtype) for leaf in self._work.network.leaves]
         for start in range(0, self._n, self._size):
             args, live = self._batch(start)
-            padded = np.zeros((self._size, self._work.rows))
-            padded[:live] = weights[start : start + live]
-            cotangent = jnp.asarray(padded, self._work.traced.out.dtype)
-            total = self._pull(total, *args, cotangent)
-        out = np.empty((self._n, self._work.rows), self.dtype)
+            padded = np.zeros((k, self._size, rows))
+            padded[:, :live] = weights[:, start : start + live]
+            cotangents = jnp.asarray(padded, self._work.traced.out.dtype)
+            total = self._pull(total, *args, cotangents)
+        out = np.empty((k, self._n, rows), self.dtype)
         for start in range(0, self._n, self._size):
             args, live = self._batch(start)
-            out[start : start + live] = np.asarray(self._push(total, *args))[:live]
-        return out.reshape(-1)
+            out[:, start : start + live] = np.asarray(self._push(total, *args))[:, :live]
+        return out.reshape(k, -1)
 
     def _batch(self, start: int) -> tuple[tuple[Any, ...], int]:
         stop = min(start + self._size, self._n)
@@ -77,9 +96,9 @@ def operator(
 
 
 def _compiled(work: Extraction) -> tuple[Any, Any]:
-    """Return the two compiled passes: `total + J^T V` and `J u` of one batch."""
+    """Return the two compiled passes of one batch, for k vectors: `total + J^T V` and `J U`."""
     rows_axis = 0 if work.meant.per_example else None
-    jaxpr = work.traced.jaxpr
+    jaxpr, over = work.traced.jaxpr, work.program().over
 
     def outputs(consts: Any, leaves: Any, x: Any, rows: Array) -> Array:
         """Return the batch's values in the directions asked for: (size, R)."""
@@ -88,14 +107,22 @@ def _compiled(work: Extraction) -> tuple[Any, Any]:
             (out,) = walk(jaxpr, consts, [*leaves, *x], Taps())
             return jnp.atleast_1d(rows @ out)
 
-        return jax.vmap(one, in_axes=(0, rows_axis))(x, rows)
+        return over(one, in_axes=(0, rows_axis))(x, rows)
 
     def pull(total: Any, consts: Any, leaves: Any, x: Any, rows: Array, weights: Array) -> Any:
         _, back = jax.vjp(lambda leaves: outputs(consts, leaves, x, rows), leaves)
-        return jax.tree.map(jnp.add, total, back(weights)[0])
+        return jax.tree.map(jnp.add, total, for_all(lambda one: back(one)[0], weights))
 
-    def push(direction: Any, consts: Any, leaves: Any, x: Any, rows: Array) -> Array:
-        return jax.jvp(lambda leaves: outputs(consts, leaves, x, rows), (leaves,), (direction,))[1]
+    def push(directions: Any, consts: Any, leaves: Any, x: Any, rows: Array) -> Array:
+        _, forward = jax.linearize(lambda leaves: outputs(consts, leaves, x, rows), leaves)
+        return for_all(forward, directions)
+
+    def for_all(function: Any, given: Any) -> Any:
+        """Map over vectors; an only one without a mapped axis, which costs time."""
+        if len(jax.tree.leaves(given)[0]) == 1:
+            out = function(jax.tree.map(lambda array: array[0], given))
+            return jax.tree.map(lambda array: array[None], out)
+        return over(function)(given)
 
     def make() -> tuple[Any, Any]:
         return _precise(pull), _precise(push)

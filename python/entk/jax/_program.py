@@ -71,7 +71,8 @@ class Program:
     `run(consts, leaves, x, cotangents)` returns flat arrays with a leading batch axis, each once;
     `outlets` says which of them the arrays of the parts are, `shapes` their shapes for one example,
     `working_bytes` what an example takes on the way. `passed` names the checks this program has
-    passed on examples that could have failed them, `kept` what `compiled` made.
+    passed on examples that could have failed them, `kept` what `compiled` made. `over` maps a
+    function over examples: `jax.vmap`, or `in_turn` for what cannot be mapped.
     """
 
     parts: tuple[Part, ...]
@@ -80,6 +81,7 @@ class Program:
     outlets: Outlets
     shapes: list[tuple[jax.ShapeDtypeStruct, ...]]
     working_bytes: int
+    over: Callable[..., Any]
     passed: set[str]
     kept: dict[Any, Callable[..., list[Array]]]
 
@@ -191,10 +193,10 @@ def make_program(
 
         return factors
 
-    run, found, made = _for_batches(example, args, per_example=per_example)
+    run, found, made, over = _for_batches(example, args, per_example=per_example)
     # What the forward pass keeps, a cotangent of it for every row, and the results twice.
     on_the_way = (1 + rows) * intermediate_bytes(traced.jaxpr, len(network.leaves))
-    program = Program(tuple(parts), taps, jax.jit(run), found, made, on_the_way, set(), {})
+    program = Program(tuple(parts), taps, jax.jit(run), found, made, on_the_way, over, set(), {})
     return replace(program, working_bytes=on_the_way + 2 * program.result_bytes)
 
 
@@ -214,19 +216,19 @@ def _for_batches(
     args: Sequence[Any],
     *,
     per_example: bool,
-) -> tuple[Callable[..., list[Array]], Outlets, list[Any]]:
-    """Return the function of a batch, what its results are, and the shapes for one example.
+) -> tuple[Callable[..., list[Array]], Outlets, list[Any], Callable[..., Any]]:
+    """Return the function of a batch, what its results are, their shapes, and what maps it.
 
     Refuses what has no reverse derivative. What JAX cannot map is done in turn.
     """
     with full_precision():
         try:
-            return _mapped(example(jax.vmap), args, jax.vmap, per_example=per_example)
+            return *_mapped(example(jax.vmap), args, jax.vmap, per_example=per_example), jax.vmap
         except EntkError:
             raise
         except Exception as error:
             try:
-                return _mapped(example(in_turn), args, in_turn, per_example=per_example)
+                return *_mapped(example(in_turn), args, in_turn, per_example=per_example), in_turn
             except Exception:
                 reason = str(error).strip().split("\n")[0]
                 raise ModelError(
