@@ -228,7 +228,7 @@ def operator(
     Notes
     -----
     **Cost**: about five forward passes over all examples for one vector, less for each of a block.
-    **Memory**: two sets of parameters and one batch, for up to 16 vectors at a time while all of it
+    **Memory**: two sets of parameters and one batch, for up to 8 vectors at a time while all of it
     stays below 1 GiB. **Precision**: the network's own in every step; products of factors
     (`entk.KernelOperator`) can accumulate more precisely.
 

@@ -21,7 +21,7 @@ from entk.jax._program import cached, full_precision
 from entk.jax._taps import Taps
 from entk.jax._trace import walk
 
-_VECTORS = 16
+_VECTORS = 8
 _WORKING = 1 << 30
 """Most vectors at a time, and bytes that they may take where one does not take more."""
 
