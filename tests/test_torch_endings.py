@@ -14,7 +14,7 @@ from torch import nn  # noqa: E402
 
 import entk.torch  # noqa: E402
 from bounds import assert_extracted  # noqa: E402
-from entk import EntkError, ModelError, reference  # noqa: E402
+from entk import EntkError, ModelError, _interrupts, reference  # noqa: E402
 from entk.torch import _guard  # noqa: E402
 from test_torch_state import Busy, assert_same_random, random_states, same, snapshot  # noqa: E402
 from torch_oracle import difference, gradients, kernel  # noqa: E402
@@ -247,7 +247,7 @@ def test_ctrl_c_that_became_an_error_of_pytorch_is_ctrl_c():
 
 
 def test_ctrl_c_just_before_it_is_held_back_changes_nothing(busy, monkeypatch):
-    times, real = [], _guard._undisturbed
+    times, real = [], _interrupts.undisturbed
 
     @contextmanager
     def late():
@@ -257,7 +257,8 @@ def test_ctrl_c_just_before_it_is_held_back_changes_nothing(busy, monkeypatch):
         with real():
             yield
 
-    monkeypatch.setattr(_guard, "_undisturbed", late)
+    for home in (_interrupts, _guard):
+        monkeypatch.setattr(home, "undisturbed", late)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         before, states, outside = snapshot(busy), random_states(), process()
         with pytest.raises(KeyboardInterrupt):

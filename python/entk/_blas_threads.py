@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from entk._interrupts import certainly, undisturbed
+
 
 @cache
 def _controller() -> Any:
@@ -28,26 +30,27 @@ class _Limit:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.holders = 0
+        self.holders: set[object] = set()
         self.limiter: Any = None
 
-    def take(self, count: int) -> bool:
+    def take(self, holder: object, count: int) -> bool:
         """Set the limit unless somebody holds one; return whether BLAS has `count` or fewer."""
         with self.lock:
             controller = _controller()
             if not self.holders:
                 self.limiter = controller.limit(limits=count, user_api="blas")
-            self.holders += 1
+            self.holders.add(holder)
             pools = [pool for pool in controller.info() if pool["user_api"] == "blas"]
             return bool(pools) and all(pool["num_threads"] <= count for pool in pools)
 
-    def release(self) -> None:
-        """Lift the limit if nobody else needs it."""
+    def release(self, holder: object) -> None:
+        """Lift the limit if nobody else needs it; a second time does nothing."""
         with self.lock:
-            self.holders -= 1
-            if not self.holders:
-                self.limiter.restore_original_limits()
-                self.limiter = None
+            if holder in self.holders:
+                self.holders.remove(holder)
+                if not self.holders:
+                    self.limiter.restore_original_limits()
+                    self.limiter = None
 
 
 _LIMIT = _Limit()
@@ -60,8 +63,10 @@ def blas_threads(count: int) -> Iterator[bool]:
     A library may ignore the request, or obey only the first thread that controls it, so the number
     is read back. To be called from the thread that the user calls from.
     """
-    held = _LIMIT.take(count)
+    holder = object()
     try:
+        with undisturbed():
+            held = _LIMIT.take(holder, count)
         yield held
     finally:
-        _LIMIT.release()
+        certainly(lambda: _LIMIT.release(holder))

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import random
-import signal
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from operator import attrgetter
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.checkpoint as checkpointing
 from torch import nn
+
+from entk._interrupts import certainly, undisturbed
 
 _SWITCHES = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 
@@ -27,23 +26,19 @@ def preserved(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Run a block in full precision, and put back after it what the network can change."""
     stack = ExitStack()
     try:
-        with _undisturbed():
+        with undisturbed():
             _enter_all(stack, module, device)
         yield
     except BaseException as error:
         chain = _chain(error)
         if any(isinstance(one, KeyboardInterrupt) for one in chain):
-            with _undisturbed():
+            with undisturbed():
                 _let_go(chain)
             if isinstance(error, Exception):  # PyTorch found its stacks half changed
                 raise KeyboardInterrupt from error
         raise
     finally:
-        try:
-            with _undisturbed():
-                stack.close()
-        finally:
-            stack.close()  # empty, unless a Ctrl-C came just before it was held back
+        certainly(stack.close)
 
 
 def _enter_all(stack: ExitStack, module: nn.Module, device: torch.device) -> None:
@@ -62,23 +57,6 @@ def _enter_all(stack: ExitStack, module: nn.Module, device: torch.device) -> Non
     ):
         stack.enter_context(context)
     warnings.filterwarnings("ignore", message="There is a performance drop because")
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold a Ctrl-C back until the block is done, so that all of it is put back."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    held: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda *told: held.append(told))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if held:
-            handler(*held[0])
 
 
 def _chain(error: BaseException) -> list[BaseException]:
