@@ -287,6 +287,8 @@ class Interrupt:
         signal.signal(signal.SIGVTALRM, self.handler)
 
 
+# In a finaliser or in a callback of the garbage collector nobody can hear it: Python only warns.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_at_any_moment_changes_nothing(busy):
     entk.torch.factors(busy, IDS, outputs="full")  # the first call imports much
     start = time.process_time()
