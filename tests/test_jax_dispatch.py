@@ -1,5 +1,6 @@
 """Batches of `entk.jax.factors` side by side: the same bits, one configuration, nothing left."""
 
+import signal
 import threading
 
 import jax
@@ -112,6 +113,30 @@ def test_nothing_is_at_work_after_an_interrupt_or_an_error(monkeypatch):
     with pytest.raises(entk.MemoryLimitError, match="examples 8 to 9; pass a smaller batch_size"):
         entk.jax.factors(net, PARAMS, X, batch_size=2)
     assert not ours()
+
+
+def test_ctrl_c_while_a_thread_starts_waits_for_it(monkeypatch):
+    real = threading.Thread.start
+
+    def start(self):
+        real(self)
+        signal.raise_signal(signal.SIGINT)
+
+    def begin(start, stop):
+        def wait():
+            threading.Event().wait(0.2)
+            done.append(start)
+            return [np.zeros((1, 1), np.float32)]
+
+        return wait
+
+    done = []
+    monkeypatch.setattr(threading.Thread, "start", start)
+    results = [jax.ShapeDtypeStruct((1,), np.float32)]
+    with pytest.raises(KeyboardInterrupt):
+        list(_dispatch.run_batches(9, 1, begin, results, 4))
+    assert done == [0]
+    assert not [t for t in threading.enumerate() if t.name.startswith("entk-batch")]
 
 
 def test_functions_that_call_back_are_called_in_turn():

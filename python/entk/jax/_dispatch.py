@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entk._errors import MemoryLimitError
+from entk._interrupts import undisturbed
 from entk.jax._batches import UNDER_WAY
 
 Host: TypeAlias = NDArray[Any]
@@ -49,7 +50,8 @@ def run_batches(
                 stop = min(start + size, n)
                 with _Named(start, stop):
                     wait = begin(start, stop)
-                ahead.append((stop, workers.submit(_land, wait, arrays, start, stop)))
+                with undisturbed():  # or a thread could start that nobody knows of
+                    ahead.append((stop, workers.submit(_land, wait, arrays, start, stop)))
                 if len(ahead) == UNDER_WAY:
                     yield _landed(ahead, arrays)
             while ahead:
