@@ -4,19 +4,22 @@
 
 Prints CSV: network, what, milliseconds, forward passes, the same by core seconds, megabytes of
 factors. `sum` and `full` are whole calls (tracing, checks, copies to the host), after a first one
-that compiles; `dense` is the usual `vmap(grad)`, of 64 examples and counted up. Rounds are
-interleaved; milliseconds are the median, passes the median of the ratios within a round. `flops`
-are those of the compiled program, also in forward passes: more than `LIMIT` for outputs="sum" fail
-the bench. Seconds depend on bytes as well: a convolution's factors are its patches. `memory` is
-what writing as many bytes as "sum" returns takes, once, into fresh memory; `gradient` is one
-ordinary gradient of the whole batch, and `input` the gradient with respect to real inputs, which
-is nothing but the passes forward and back that "sum" cannot do without.
+that compiles; `in_turn` is `sum` with ENTK_NUM_THREADS=1, one batch after the other; `dense` is the
+usual `vmap(grad)`, of 64 examples and counted up. Rounds are interleaved; milliseconds are the
+median, passes the median of the ratios within a round. `flops` are those of the compiled program,
+also in forward passes: more than `LIMIT` for outputs="sum" fail the bench. Seconds depend on bytes
+as well: a convolution's factors are its patches. `memory` is what writing as many bytes as "sum"
+returns takes, once, into fresh memory; `gradient` is one ordinary gradient of the whole batch, and
+`input` the gradient with respect to real inputs, which is nothing but the passes forward and back
+that "sum" cannot do without.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +92,16 @@ def clock(function):
     return time.perf_counter() - wall, time.process_time() - cores
 
 
+def in_turn(case):
+    """Return a case that runs with one thread for batches."""
+
+    def run():
+        with mock.patch.dict(os.environ, ENTK_NUM_THREADS="1"):
+            return case()
+
+    return run
+
+
 def check(factors, gradients):
     """Refuse to time what is not the kernel of the explicit gradients."""
     flat = np.concatenate(
@@ -121,11 +134,13 @@ def measure(build, n, rounds):
     cases = {
         "forward": lambda: jax.block_until_ready(forward(params, x)),
         "sum": lambda: entk.jax.factors(f, params, x),
+        "in_turn": in_turn(lambda: entk.jax.factors(f, params, x)),
         "full": lambda: entk.jax.factors(f, params, x, outputs="full"),
         "dense": lambda: jax.block_until_ready(dense(params, x[:few])),
     }
     sizes = {what: cases[what]().nbytes for what in ("sum", "full")}
     counts = {what: f"{flops(f, params, x, what):.2f}" for what in sizes}
+    sizes["in_turn"] = sizes["memory"] = sizes["sum"]
     # What the bytes of "sum" take alone: memory that was not there before, written once.
     cases["memory"] = lambda: np.full(sizes["sum"], 1, np.uint8)
     loss = jax.jit(jax.grad(lambda p, x: f(p, x).sum()))
@@ -151,7 +166,7 @@ def measure(build, n, rounds):
                 "forward_passes": f"{passes:.2f}",
                 "by_core_seconds": f"{by_cores:.2f}",
                 "flops": counts.get(what, ""),
-                "megabytes": f"{sizes.get('sum' if what == 'memory' else what, 0) / 1e6:.1f}",
+                "megabytes": f"{sizes.get(what, 0) / 1e6:.1f}",
             }
         )
     return rows

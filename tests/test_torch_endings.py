@@ -246,6 +246,14 @@ def test_ctrl_c_that_became_an_error_of_pytorch_is_ctrl_c():
     assert process() == outside
 
 
+def test_an_error_after_a_ctrl_c_that_the_caller_handles_stays_that_error(busy):
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        is_refused(busy)
+        is_asked_wrongly(busy)
+
+
 def test_ctrl_c_just_before_it_is_held_back_changes_nothing(busy, monkeypatch):
     times, real = [], _interrupts.undisturbed
 

@@ -24,13 +24,13 @@ _SWITCHES = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.
 @contextmanager
 def preserved(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Run a block in full precision, and put back after it what the network can change."""
-    stack = ExitStack()
+    stack, earlier = ExitStack(), sys.exc_info()[1]
     try:
         with undisturbed():
             _enter_all(stack, module, device)
         yield
     except BaseException as error:
-        chain = _chain(error)
+        chain = _chain(error, earlier)
         if any(isinstance(one, KeyboardInterrupt) for one in chain):
             with undisturbed():
                 _let_go(chain)
@@ -59,11 +59,16 @@ def _enter_all(stack: ExitStack, module: nn.Module, device: torch.device) -> Non
     warnings.filterwarnings("ignore", message="There is a performance drop because")
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    """Return an error and those that were being handled when it came."""
-    chain = [error]
-    while chain[-1].__context__ is not None and chain[-1].__context__ not in chain:
-        chain.append(chain[-1].__context__)
+def _chain(error: BaseException, earlier: BaseException | None) -> list[BaseException]:
+    """Return an error and those that were being handled when it came, but none of `earlier`.
+
+    That is what the caller was handling already: it may be a Ctrl-C, and is not ours.
+    """
+    chain: list[BaseException] = []
+    now: BaseException | None = error
+    while now is not None and now is not earlier and now not in chain:
+        chain.append(now)
+        now = now.__context__
     return chain
 
 
