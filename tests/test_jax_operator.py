@@ -1,5 +1,6 @@
 """`entk.jax.operator`: products with the kernel, nothing stored."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,6 +63,27 @@ def test_vectors_that_would_take_too_much_go_one_by_one(monkeypatch):
     monkeypatch.setattr(_operator, "_WORKING", 1)
     op = entk.jax.operator(net, PARAMS, X)
     assert op._spans(3) == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_networks_that_know_the_way_back_only_are_multiplied():
+    """JAX has no forward mode for `custom_vjp`; its rule is what counts, as for the factors."""
+
+    @jax.custom_vjp
+    def squash(x):
+        return jnp.tanh(x)
+
+    squash.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (0.5 * g * (1 - jnp.tanh(x) ** 2),))
+
+    def f(p, x):
+        return squash(x @ p["w"]) @ p["v"]
+
+    params = {"w": PARAMS["w"], "v": PARAMS["v"]}
+    for outputs in ("sum", "full"):
+        truth = reference.assemble(entk.jax.factors(f, params, X, outputs=outputs))
+        op = entk.jax.operator(f, params, X, outputs=outputs, batch_size=3)
+        for block in (np.ones(len(truth)), np.eye(len(truth))):
+            error = np.abs(op @ block - truth @ block).max()
+            assert error < JACOBIAN["float32"] * np.abs(truth @ block).max()
 
 
 def test_networks_without_a_batching_rule_are_multiplied_in_turn():

@@ -207,7 +207,8 @@ def operator(
 ) -> _operator.NTKOperator:
     """Products of a network's kernel with vectors, by forward and reverse mode; nothing is stored.
 
-    ``K v = J (J^T v)``: pull-backs summed over batches, then push-forwards batch by batch.
+    ``K v = J (J^T v)``: pull-backs summed over batches, then push-forwards batch by batch. A
+    network with a `custom_vjp` function is pushed forward by its pull-back, transposed.
 
     Parameters
     ----------

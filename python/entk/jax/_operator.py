@@ -114,7 +114,14 @@ def _compiled(work: Extraction) -> tuple[Any, Any]:
         return jax.tree.map(jnp.add, total, for_all(lambda one: back(one)[0], weights))
 
     def push(directions: Any, consts: Any, leaves: Any, x: Any, rows: Array) -> Array:
-        _, forward = jax.linearize(lambda leaves: outputs(consts, leaves, x, rows), leaves)
+        def values(leaves: Any) -> Array:
+            return outputs(consts, leaves, x, rows)
+
+        if work.traced.back_only:
+            out, back = jax.vjp(values, leaves)
+            turned = jax.linear_transpose(lambda weights: back(weights)[0], out)
+            return for_all(lambda one: turned(one)[0], directions)
+        _, forward = jax.linearize(values, leaves)
         return for_all(forward, directions)
 
     def for_all(function: Any, given: Any) -> Any:

@@ -59,6 +59,12 @@ class Trace:
         return max(machine_eps(dtype) for dtype in floats)
 
     @property
+    def back_only(self) -> bool:
+        """Whether the function has a part with a rule for the way back (`custom_vjp`) only."""
+        names = {eqn.primitive.name for eqn in _equations(self.jaxpr)}
+        return any(name.startswith("custom_vjp_call") for name in names)
+
+    @property
     def calls_back(self) -> bool:
         """Whether the function calls Python when it runs."""
         return any(eqn.primitive.name.endswith("callback") for eqn in _equations(self.jaxpr))
